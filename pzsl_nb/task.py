@@ -7,6 +7,7 @@ __all__ = ['CandidateSets', 'Task', 'make_task']
 
 # %% ../nbs/01_task.ipynb #01-003
 import dataclasses, operator, os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,7 @@ def _check_sets(indptr: Tensor, indices: Tensor, n_classes: int) -> None:
                         "ascending order; build the sets with CandidateSets.from_pairs, which sorts and merges")
 
 # %% ../nbs/01_task.ipynb #01-007
-def _integers(values: Any, thing: str) -> Tensor:
+def _integers(thing: str, values: Any) -> Tensor:
     "`values` as an int64 tensor; numbers that are not whole are refused, not rounded."
     if not isinstance(values, Tensor):
         values = np.asarray(values)
@@ -64,7 +65,7 @@ class CandidateSets:
 
     def __post_init__(self):
         for key in ("indptr", "indices"):
-            object.__setattr__(self, key, _integers(getattr(self, key), f"candidate sets: {key}"))
+            object.__setattr__(self, key, _integers(f"candidate sets: {key}", getattr(self, key)))
         object.__setattr__(self, "n_classes", operator.index(self.n_classes))
         _check_sets(self.indptr, self.indices, self.n_classes)
 
@@ -140,7 +141,7 @@ def from_pairs(
     n_classes: int,   # C
 ) -> CandidateSets:
     "Sets from pairs of image and class; repeated pairs count once."
-    rows, classes = _integers(rows, "candidate sets: rows"), _integers(classes, "candidate sets: classes")
+    rows, classes = _integers("candidate sets: rows", rows), _integers("candidate sets: classes", classes)
     if rows.shape != classes.shape or rows.ndim != 1:
         raise PZSLError(f"candidate sets: {tuple(rows.shape)} rows and {tuple(classes.shape)} classes do not pair up; "
                         "give two flat arrays of one length")
@@ -266,7 +267,7 @@ class Task:
     pictures: Callable[[Tensor], np.ndarray] | None = None  # rows (k,) -> (k, H, W, 3) uint8
     validation_features: Tensor | None = None     # (v, d) held-out rows of seen classes, where a source brings some
     validation_labels: Tensor | None = None       # (v,) int64
-    dropped_rows: int = 0                         # training and validation rows of unseen classes that were left out
+    dropped_rows: int = 0                         # training rows of unseen classes that `make_task` left out
 
     def __post_init__(self): _check_task(self)
 
@@ -293,8 +294,8 @@ def _check_task(task: Task) -> None:
         if table.shape[1] != width:
             raise PZSLError(f"{task.name}: {thing} are {table.shape[1]} wide, label features {width}; "
                             "take both from the same encoder")
-    if len(task.features) == 0: raise PZSLError(f"{task.name}: no training row of a seen class is left; check `seen`")
     _check_classes(task)
+    if len(task.features) == 0: raise PZSLError(f"{task.name}: no training row of a seen class is left; check `seen`")
     for part, rows in (("", task.features), ("test_", task.test_features), ("validation_", task.validation_features)):
         if (labels := getattr(task, part + "labels")) is None and part != "test_": continue
         if rows is None or labels is None:
@@ -320,7 +321,7 @@ def _check_classes(task: Task) -> None:
     if len(task.class_names) != count:
         raise PZSLError(f"{task.name}: {len(task.class_names)} class names for {count} label features; give one for each")
     if len(set(task.class_names)) < count:
-        twice = sorted({name for name in task.class_names if task.class_names.count(name) > 1})
+        twice = [name for name, times in Counter(task.class_names).items() if times > 1]
         raise PZSLError(f"{task.name}: class name {listing(twice)} occurs more than once; make the names different")
     if not (task.logit_scale > 0 and task.logit_scale < float("inf")):
         raise PZSLError(f"{task.name}: logit_scale is {task.logit_scale}; it must be a positive number (CLIP: 100)")
@@ -373,14 +374,22 @@ def _unit(thing: str, values: Any) -> Tensor:
     return (array/length).float() if length.isfinite().all() else array.float()   # NaN is reported by Task, with its rows
 
 
-def _of_seen(
-    thing: str, features: Tensor, labels: Tensor | None, seen: Tensor,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    "Rows of seen classes, their labels, and which rows they were (None: all)."
-    if labels is None: return features, None, None
-    _check_labels(f"{thing} labels", labels, len(features), len(seen))
-    kept = seen[labels].nonzero()[:, 0]
-    return (features, labels, None) if len(kept) == len(labels) else (features[kept], labels[kept], kept)
+def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, Any]:
+    "The parts of a task without the training (or validation) rows of unseen classes."
+    features, labels = parts[f"{prefix}features"], parts[f"{prefix}labels"]
+    if features is None or labels is None: return parts
+    _check_labels(f"{name}: {prefix.replace('_', ' ')}labels", labels, len(features), len(parts["seen"]))
+    kept = parts["seen"][labels].nonzero()[:, 0]
+    if len(kept) == len(labels): return parts
+    rest = {f"{prefix}features": features[kept], f"{prefix}labels": labels[kept]}
+    if prefix: return parts | rest
+    sets, pictures = parts["candidates"], parts["pictures"]
+    if sets is not None:
+        if len(sets) != len(features): raise PZSLError(f"{name}: {len(sets):,} candidate sets for {len(features):,} training rows; "
+                                                       "give one for each")
+        rest["candidates"] = sets.select(kept)
+    if pictures is not None: rest["pictures"] = lambda rows: pictures(kept[rows])
+    return parts | rest | {"dropped_rows": len(labels) - len(kept)}
 
 # %% ../nbs/01_task.ipynb #01-035
 def make_task(
@@ -393,36 +402,23 @@ def make_task(
     test_labels: Any,             # (m,)
     class_names: Sequence[str] | None = None,  # C names; "class 0", "class 1", ... where there are none
     candidates: CandidateSets | None = None,   # n sets, one for every row of `features`
-    logit_scale: float = 100.,    # CLIP's
+    logit_scale: float = 100.,    # what the encoder multiplies cosines by
     superclass: Any = None,       # (C,) group of every class
     pictures: Callable[[Tensor], np.ndarray] | None = None,  # rows of `features` -> (k, H, W, 3) uint8
     validation_features: Any = None,  # (v, d)
     validation_labels: Any = None,    # (v,)
 ) -> Task:
     "A checked task from raw arrays: float32, unit length, without training rows of unseen classes."
-    ints = {key: None if value is None else _integers(value, f"{name}: {key.replace('_', ' ')}") for key, value in
-            {"labels": labels, "test_labels": test_labels, "validation_labels": validation_labels,
-             "superclass": superclass}.items()}
-    tables = {key: None if value is None else _unit(f"{name}: {key.replace('_', ' ')}", value) for key, value in
-              {"features": features, "label_features": label_features, "test_features": test_features,
-               "validation_features": validation_features}.items()}
-    seen = torch.as_tensor(np.asarray(seen))
-    if seen.dtype != torch.bool or seen.shape != (len(tables["label_features"]),):
-        raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the "
-                        f"{len(tables['label_features'])} label features")
-    before = sum(len(tables[key]) for key in ("features", "validation_features") if tables[key] is not None)
-    tables["features"], ints["labels"], kept = _of_seen(f"{name}:", tables["features"], ints["labels"], seen)
-    if tables["validation_features"] is not None:
-        tables["validation_features"], ints["validation_labels"], _ = _of_seen(
-            f"{name}: validation", tables["validation_features"], ints["validation_labels"], seen)
-    after = sum(len(tables[key]) for key in ("features", "validation_features") if tables[key] is not None)
-    if kept is not None and candidates is not None: candidates = candidates.select(kept)
-    if kept is not None and pictures is not None: pictures = _reindexed(pictures, kept)
-    if class_names is None: class_names = [f"class {c}" for c in range(len(seen))]
-    return Task(name=name, class_names=tuple(map(str, class_names)), seen=seen, candidates=candidates,
-                logit_scale=float(logit_scale), pictures=pictures, dropped_rows=before - after, **tables, **ints)
-
-
-def _reindexed(pictures: Callable[[Tensor], np.ndarray], kept: Tensor) -> Callable[[Tensor], np.ndarray]:
-    "Pictures by the row numbers that are left."
-    return lambda rows: pictures(kept[rows])
+    parts = {"features": features, "label_features": label_features, "test_features": test_features,
+             "validation_features": validation_features, "labels": labels, "test_labels": test_labels,
+             "validation_labels": validation_labels, "superclass": superclass}
+    for key, value in parts.items():
+        convert = _unit if key.endswith("features") else _integers
+        if value is not None: parts[key] = convert(f"{name}: {key.replace('_', ' ')}", value)
+    seen, count = torch.as_tensor(np.asarray(seen)), len(parts["label_features"])
+    if seen.dtype != torch.bool or seen.shape != (count,):
+        raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the {count} label features")
+    parts |= {"seen": seen, "candidates": candidates, "pictures": pictures, "logit_scale": float(logit_scale)}
+    parts["class_names"] = tuple(map(str, range(count) if class_names is None else class_names))
+    for prefix in ("", "validation_"): parts = _without_unseen(name, parts, prefix)
+    return Task(name=name, **parts)
