@@ -151,11 +151,11 @@ def read_npz(
     import numpy as np
     path, required = Path(path), list(required)
     if not path.exists(): raise PZSLError(f"{path}: no such file; check the path")
+    if not zipfile.is_zipfile(path):
+        raise PZSLError(f"{path}: is not an .npz archive (damaged, cut off, or another kind of file); fetch or make it again")
     try: archive = np.load(path, allow_pickle=False)
     except _BROKEN as error:
-        raise PZSLError(f"{path}: is not a readable .npz file ({error}); fetch or make it again") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise PZSLError(f"{path}: holds one bare array, not an .npz archive; save it with np.savez")
+        raise PZSLError(f"{path}: is not a readable .npz archive ({error}); fetch or make it again") from error
     with archive:
         if missing := [key for key in required if key not in archive.files]:
             raise PZSLError(f"{path}: has no key {listing(map(repr, missing))}, only "

@@ -228,13 +228,18 @@ def load(
     except (PZSLError, TypeError, ValueError) as error: raise PZSLError(f"{path}: {error}") from error
 
 # %% ../nbs/01_task.ipynb #01-028
+def _check_finite(thing: str, vectors: Tensor) -> None:
+    "Raise where a row has entries that are no numbers."
+    if (bad := ~vectors.isfinite().all(1)).any():
+        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} has NaN or infinite entries; "
+                        "extract these again or leave them out")
+
+
 def _check_vectors(thing: str, vectors: Tensor) -> None:
     "Raise unless the rows are finite and have unit length."
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
         raise PZSLError(f"{thing}: must be a table of float vectors, one a row; make_task converts what you have")
-    if (bad := ~vectors.isfinite().all(1)).any():
-        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} has NaN or infinite entries; "
-                        "extract these again or leave them out")
+    _check_finite(thing, vectors)
     if (bad := (vectors.norm(dim=1) - 1).abs() > 1e-3).any():
         raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} does not have unit length; "
                         "use make_task, which scales them")
@@ -304,9 +309,20 @@ def _check_task(task: Task) -> None:
         if part != "test_" and (bad := ~task.seen[labels]).any():
             raise PZSLError(f"{task.name}: {part}row {listing(bad.nonzero()[:, 0].tolist())} belongs to an unseen class; "
                             "use make_task, which leaves such rows out")
-    if task.candidates is not None: _check_candidates(task)
+    if task.candidates is not None:
+        _check_candidates(task.name, task.candidates, len(task.features), task.n_classes)
+        _check_only_seen(task.name, task.candidates, task.seen, task.class_names, torch.ones(len(task.features)).bool())
 
 # %% ../nbs/01_task.ipynb #01-031
+def _check_names(name: str, class_names: Sequence[str], count: int) -> None:
+    "Raise unless there are as many different names as classes."
+    if len(class_names) != count:
+        raise PZSLError(f"{name}: {len(class_names)} class names for {count} label features; give one for each")
+    if len(set(class_names)) < count:
+        twice = [name for name, times in Counter(class_names).items() if times > 1]
+        raise PZSLError(f"{name}: class name {listing(twice)} occurs more than once; make the names different")
+
+
 def _check_classes(task: Task) -> None:
     "Raise unless names, split and superclasses describe the same C classes."
     count = task.n_classes
@@ -318,24 +334,23 @@ def _check_classes(task: Task) -> None:
     if task.seen.dtype != torch.bool: raise PZSLError(f"{task.name}: seen is {task.seen.dtype}; it must be bool")
     if task.seen.sum() < 2:
         raise PZSLError(f"{task.name}: {int(task.seen.sum())} of {count} classes are seen; at least 2 are needed")
-    if len(task.class_names) != count:
-        raise PZSLError(f"{task.name}: {len(task.class_names)} class names for {count} label features; give one for each")
-    if len(set(task.class_names)) < count:
-        twice = [name for name, times in Counter(task.class_names).items() if times > 1]
-        raise PZSLError(f"{task.name}: class name {listing(twice)} occurs more than once; make the names different")
+    _check_names(task.name, task.class_names, count)
     if not (task.logit_scale > 0 and task.logit_scale < float("inf")):
         raise PZSLError(f"{task.name}: logit_scale is {task.logit_scale}; it must be a positive number (CLIP: 100)")
 
 
-def _check_candidates(task: Task) -> None:
-    "Raise unless there is one set a row and only seen classes in them."
-    sets = task.candidates
-    if len(sets) != len(task.features) or sets.n_classes != task.n_classes:
-        raise PZSLError(f"{task.name}: {len(sets):,} candidate sets over {sets.n_classes} classes do not fit "
-                        f"{len(task.features):,} training rows and {task.n_classes} classes")
-    if (bad := ~task.seen[sets.indices]).any():
-        names = [task.class_names[c] for c in sets.indices[bad].unique().tolist()]
-        raise PZSLError(f"{task.name}: unseen class {listing(names)} is in the candidate set of row "
+def _check_candidates(name: str, sets: CandidateSets, rows: int, n_classes: int) -> None:
+    "Raise unless there is one set a row, over the same classes."
+    if len(sets) != rows or sets.n_classes != n_classes:
+        raise PZSLError(f"{name}: {len(sets):,} candidate sets over {sets.n_classes} classes do not fit {rows:,} training "
+                        f"rows and {n_classes} classes; give one set for each row")
+
+
+def _check_only_seen(name: str, sets: CandidateSets, seen: Tensor, class_names: Sequence[str], rows: Tensor) -> None:
+    "Raise where the set of one of these rows (a mask) holds an unseen class."
+    if (bad := ~seen[sets.indices] & rows[sets.rows]).any():
+        names = [class_names[c] for c in sets.indices[bad].unique().tolist()]
+        raise PZSLError(f"{name}: unseen class {listing(names)} is in the candidate set of row "
                         f"{listing(sets.rows[bad].unique().tolist())}; remove it there or count the class as seen")
 
 # %% ../nbs/01_task.ipynb #01-032
@@ -367,11 +382,12 @@ def _unit(thing: str, values: Any) -> Tensor:
     if array.ndim != 2 or array.is_complex():
         raise PZSLError(f"{thing}: shape {tuple(array.shape)} is not a table of vectors; give one vector a row")
     array = array.to(torch.float64 if array.dtype == torch.float64 else torch.float32)
+    _check_finite(thing, array)
     length = array.norm(dim=1, keepdim=True)
     if (bad := (length[:, 0] == 0)).any():
         raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} is all zeros and has no direction; "
                         "extract it again or leave it out")
-    return (array/length).float() if length.isfinite().all() else array.float()   # NaN is reported by Task, with its rows
+    return (array/length).float()
 
 
 def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -385,8 +401,8 @@ def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, 
     if prefix: return parts | rest
     sets, pictures = parts["candidates"], parts["pictures"]
     if sets is not None:
-        if len(sets) != len(features): raise PZSLError(f"{name}: {len(sets):,} candidate sets for {len(features):,} training rows; "
-                                                       "give one for each")
+        _check_candidates(name, sets, len(labels), len(parts["seen"]))
+        _check_only_seen(name, sets, parts["seen"], parts["class_names"], parts["seen"][labels])   # by the row numbers given
         rest["candidates"] = sets.select(kept)
     if pictures is not None: rest["pictures"] = lambda rows: pictures(kept[rows])
     return parts | rest | {"dropped_rows": len(labels) - len(kept)}
@@ -419,6 +435,7 @@ def make_task(
     if seen.dtype != torch.bool or seen.shape != (count,):
         raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the {count} label features")
     parts |= {"seen": seen, "candidates": candidates, "pictures": pictures, "logit_scale": float(logit_scale)}
-    parts["class_names"] = tuple(map(str, range(count) if class_names is None else class_names))
+    parts["class_names"] = tuple(map(str, [f"class {c}" for c in range(count)] if class_names is None else class_names))
+    _check_names(name, parts["class_names"], count)
     for prefix in ("", "validation_"): parts = _without_unseen(name, parts, prefix)
     return Task(name=name, **parts)
