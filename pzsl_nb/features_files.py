@@ -58,9 +58,14 @@ def _check_class_labels(labels: np.ndarray, rows: int, n_classes: int) -> str | 
 def _check_per_class(key: str, array: np.ndarray, n_classes: int) -> str | None:
     "What is wrong with an array that has one entry a class, and the mend; None if nothing is."
     if array.shape != (n_classes,): return f"has shape {array.shape}; 'text' has {n_classes} rows, so it must be ({n_classes},)"
-    if key == "unseen" and (array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all()):
-        return "must be true or false for each class, not a list of classes; use np.isin(np.arange(C), list)"
-    if key == "names" and array.dtype.kind not in "US": return f"holds {array.dtype}, not text; save it as strings"
+    if key == "names":
+        if array.dtype.kind not in "US": return f"holds {array.dtype}, not text; save it as strings"
+        names, times = np.unique(array, return_counts=True)
+        if (times > 1).any(): return f"repeats {listing(map(repr, names[times > 1].tolist()))}; make the names different"
+    if key == "unseen":
+        if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+            return "must be true or false for each class, not a list of classes; use np.isin(np.arange(C), list)"
+        if (count := int((array == 0).sum())) < 2: return f"leaves {count} of {n_classes} classes as seen; at least 2 are needed"
     return None
 
 # %% ../nbs/12_features_files.ipynb #12-010
@@ -84,6 +89,8 @@ def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
             raise PZSLError(f"{path}: has key '{there}' without '{missing}'; add it, or leave both out")
     for key in sorted(arrays, key=lambda key: (key != "text", key not in FLOATS)):
         if wrong := _complaint(key, arrays): raise PZSLError(f"{path}: key '{key}' {wrong}")
+    if arrays["unseen"][arrays["y_train"].astype(np.int64)].all():
+        raise PZSLError(f"{path}: key 'y_train' has no row of a seen class, so that nothing is left to train on; check 'unseen'")
 
 # %% ../nbs/12_features_files.ipynb #12-012
 def load_features_npz(
@@ -111,8 +118,14 @@ def _given_sets(path: Path, arrays: dict[str, np.ndarray]) -> CandidateSets | No
     if len(indptr) != n + 1 or indptr[0] != 0 or indptr[-1] != len(indices) or (indptr.diff() < 0).any():
         raise PZSLError(f"{path}: key 'candidates_indptr' must rise from 0 to {len(indices):,}, the length of "
                         f"'candidates_indices', in {n + 1:,} steps, one more than 'X_train' has rows; save scipy's indptr")
-    try: return CandidateSets.from_pairs(torch.repeat_interleave(indptr.diff()), indices, n, len(arrays["text"]))
+    try: sets = CandidateSets.from_pairs(torch.repeat_interleave(indptr.diff()), indices, n, len(arrays["text"]))
     except PZSLError as error: raise PZSLError(f"{path}: key 'candidates_indices': {error}") from error
+    unseen = torch.as_tensor(arrays["unseen"].astype(bool))
+    kept = ~unseen[torch.as_tensor(arrays["y_train"].astype(np.int64))]   # rows of unseen classes are left out anyway
+    if (bad := unseen[sets.indices] & kept[sets.rows]).any():
+        raise PZSLError(f"{path}: key 'candidates_indices' names unseen class {listing(sets.indices[bad].unique().tolist())} in "
+                        f"row {listing(sets.rows[bad].unique().tolist())}; remove it there, or mark it as seen in 'unseen'")
+    return sets
 
 
 def _strings(path: Path, names: np.ndarray) -> list[str]:
