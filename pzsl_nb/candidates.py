@@ -7,7 +7,7 @@ __all__ = ['Pairs', 'BINS', 'RULES', 'Draw', 'uniform', 'binomial', 'pair', 'hie
            'parse_rule', 'make_candidates', 'draw_candidates', 'realised']
 
 # %% ../nbs/02_candidates.ipynb #02-003
-import difflib, inspect, math
+import difflib, inspect, math, numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +94,8 @@ def pair(draw: Draw, q: float) -> Pairs:
 def hierarchical(draw: Draw, q: float) -> Pairs:
     "The truth, and every wrong seen label of its superclass with chance q (PiCO, ICLR 2022)."
     if draw.superclass is None:
-        raise PZSLError("candidate rule hierarchical: these data have no superclasses; give `superclass` or use another rule")
+        raise PZSLError("candidate rule hierarchical: these data have no superclasses; "
+                        "give `superclass` or use another rule")
     return _join((draw.rows, draw.labels), _wrong(draw, q, draw.superclass))
 
 # %% ../nbs/02_candidates.ipynb #02-014
@@ -140,7 +141,8 @@ def _log_scale(draw: Draw, q: float) -> float:
         log_p = log_p[log_p > -torch.inf]
         bin = ((log_p - lowest)/width).long().clamp(0, BINS - 1)
         count += torch.bincount(bin, minlength=BINS)
-        mass += torch.bincount(bin, weights=(log_p - lowest - (bin + 1)*width).exp(), minlength=BINS)   # relative to the edge
+        to_edge = (log_p - lowest - (bin + 1)*width).exp()   # p relative to the upper edge of its bin: no underflow
+        mass += torch.bincount(bin, weights=to_edge, minlength=BINS)
     edge = lowest + (torch.arange(BINS).double() + 1)*width
     low, high = -math.log(draw.n_seen) - 50., -lowest + 50.
     for _ in range(100):
@@ -151,9 +153,10 @@ def _log_scale(draw: Draw, q: float) -> float:
 
 # %% ../nbs/02_candidates.ipynb #02-019
 def similar(draw: Draw, q: float) -> Pairs:
-    "The truth, and wrong seen label c with chance min(1, s p_c), p from frozen CLIP; mean size as `uniform:q`. Our own."
+    "The truth, and wrong seen label c with chance min(1, s p_c), p from frozen CLIP; mean size as `uniform:q`. Ours."
     if draw.features is None or draw.label_features is None:
-        raise PZSLError("candidate rule similar: asks frozen CLIP; give `features` and `label_features` or use another rule")
+        raise PZSLError("candidate rule similar: asks frozen CLIP; "
+                        "give `features` and `label_features` or use another rule")
     if q in (0, 1): return uniform(draw, q)   # nobody or everybody joins, whatever p is
     pairs = [(draw.rows, draw.labels)]
     log_s = _log_scale(draw, q)
@@ -200,12 +203,13 @@ def parse_rule(
     wanted, words = _arguments(name), rest.split(",") if rest else []
     example = name + ":"*bool(wanted) + ",".join(f"0.{3 - 2*k}" for k in range(len(wanted)))
     if len(words) != len(wanted):
-        raise PZSLError(f"{thing}: {name} takes {len(wanted)} argument(s) ({', '.join(wanted) or 'none'}), not {len(words)}; "
-                        f"write {example}")
+        raise PZSLError(f"{thing}: {name} takes {len(wanted)} argument(s) ({', '.join(wanted) or 'none'}), "
+                        f"not {len(words)}; write {example}")
     try: args = tuple(map(float, words))
     except ValueError as error: raise PZSLError(f"{thing}: {rest!r} is not a number; write {example}") from error
     for argument, value in zip(wanted, args):
-        if not 0 <= value <= 1: raise PZSLError(f"{thing}: {argument} is {value:g}, but it is a chance, from 0 to 1; write {example}")
+        if not 0 <= value <= 1:
+            raise PZSLError(f"{thing}: {argument} is {value:g}, but it is a chance, from 0 to 1; write {example}")
     return Rule(name, args)
 
 # %% ../nbs/02_candidates.ipynb #02-025
@@ -224,14 +228,17 @@ def make_candidates(
     rule = rule if isinstance(rule, Rule) else parse_rule(rule)
     labels, seen = torch.as_tensor(labels, device="cpu"), torch.as_tensor(seen, device="cpu")
     ids = seen.nonzero()[:, 0].numpy()   # of the seen classes
-    if len(ids) < 2: raise PZSLError(f"candidate rule {rule}: {len(ids)} class is seen; sets need at least 2 to choose from")
+    if len(ids) < 2: raise PZSLError(f"candidate rule {rule}: {len(ids)} class is seen; at least 2 are needed")
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(seen) or not seen[labels].all():
-        raise PZSLError(f"candidate rule {rule}: the {len(labels)} labels must all be of seen classes; leave the other rows out")
-    if not isinstance(seed, int) or seed < 0: raise PZSLError(f"seed: {seed!r} cannot be used; give a whole number from 0")
+        raise PZSLError(f"candidate rule {rule}: the {len(labels)} labels must all be of seen classes; "
+                        "leave the other rows out")
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise PZSLError(f"seed: {seed!r} cannot be used; give a whole number from 0 upwards")
     draw = Draw(np.random.default_rng(seed), np.searchsorted(ids, labels.numpy()), len(ids),
-                None if superclass is None else torch.as_tensor(superclass).cpu().numpy()[ids],
-                None if features is None else features.cpu(), None if label_features is None else label_features.cpu()[ids],
-                float(logit_scale))
+                superclass=None if superclass is None else torch.as_tensor(superclass).cpu().numpy()[ids],
+                features=None if features is None else features.cpu(),
+                label_features=None if label_features is None else label_features.cpu()[ids],
+                logit_scale=float(logit_scale))
     rows, classes = RULES[rule.name](draw, *rule.args)
     return CandidateSets.from_pairs(torch.as_tensor(rows), torch.as_tensor(ids[classes]), len(labels), len(seen))
 

@@ -152,7 +152,8 @@ def read_npz(
     path, required = Path(path), list(required)
     if not path.exists(): raise PZSLError(f"{path}: no such file; check the path")
     if not zipfile.is_zipfile(path):
-        raise PZSLError(f"{path}: is not an .npz archive (damaged, cut off, or another kind of file); fetch or make it again")
+        raise PZSLError(f"{path}: is not an .npz archive (damaged, cut off, or another kind of file); "
+                        "fetch or make it again")
     try: archive = np.load(path, allow_pickle=False)
     except _BROKEN as error:
         raise PZSLError(f"{path}: is not a readable .npz archive ({error}); fetch or make it again") from error

@@ -22,11 +22,21 @@ from .core import PZSLError, atomic_path, listing, patch_to, read_npz
 if TYPE_CHECKING: import scipy.sparse
 
 # %% ../nbs/01_task.ipynb #01-006
+def _rows(bad: Tensor) -> str:
+    "The rows where a mask holds, for complaints."
+    return listing(bad.nonzero()[:, 0].tolist())
+
+
+def _values(values: Tensor) -> str:
+    "The different values of a tensor, for complaints."
+    return listing(values.unique().tolist())
+
+
 def _check_sets(indptr: Tensor, indices: Tensor, n_classes: int) -> None:
     "Raise where the three parts do not describe candidate sets."
     if indptr.ndim != 1 or indices.ndim != 1 or len(indptr) == 0:
-        raise PZSLError(f"candidate sets: indptr {tuple(indptr.shape)} and indices {tuple(indices.shape)} must be flat, "
-                        "indptr with one entry more than there are rows")
+        raise PZSLError(f"candidate sets: indptr {tuple(indptr.shape)} and indices {tuple(indices.shape)} must be "
+                        "flat, indptr with one entry more than there are rows")
     sizes = indptr.diff()
     if indptr[0] != 0 or indptr[-1] != len(indices) or (sizes < 0).any():
         raise PZSLError(f"candidate sets: indptr must rise from 0 to {len(indices)}, the number of indices; "
@@ -36,24 +46,28 @@ def _check_sets(indptr: Tensor, indices: Tensor, n_classes: int) -> None:
                         "give every image at least one candidate or leave the image out")
     rows = torch.repeat_interleave(sizes)
     if (bad := (indices < 0) | (indices >= n_classes)).any():
-        raise PZSLError(f"candidate sets: row {listing(rows[bad].unique().tolist())} names class "
-                        f"{listing(indices[bad].unique().tolist())}; there are {n_classes} classes, 0 to {n_classes - 1}")
+        raise PZSLError(f"candidate sets: row {_values(rows[bad])} names class "
+                        f"{_values(indices[bad])}; there are {n_classes} classes, 0 to {n_classes - 1}")
     same_row = rows[1:] == rows[:-1]
     if (bad := same_row & (indices[1:] <= indices[:-1])).any():
-        raise PZSLError(f"candidate sets: row {listing(rows[1:][bad].unique().tolist())} repeats a class or is not in "
+        raise PZSLError(f"candidate sets: row {_values(rows[1:][bad])} repeats a class or is not in "
                         "ascending order; build the sets with CandidateSets.from_pairs, which sorts and merges")
 
 # %% ../nbs/01_task.ipynb #01-007
+def _native(values: Any) -> np.ndarray:
+    "`values` as a contiguous array in this machine's byte order; PyTorch takes no other, and old files have it."
+    values = np.asarray(values)
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+
+
 def _integers(thing: str, values: Any) -> Tensor:
     "`values` as an int64 tensor; numbers that are not whole are refused, not rounded."
-    if not isinstance(values, Tensor):
-        values = np.asarray(values)
-        if values.dtype.kind not in "biuf":
-            raise PZSLError(f"{thing}: must be whole numbers; they are {values.dtype}")
-    array = torch.as_tensor(values)
-    if array.is_complex() or (array.is_floating_point() and not torch.equal(array, array.round())):
-        raise PZSLError(f"{thing}: must be whole numbers; they are {array.dtype} with fractions or NaN")
-    return array.to(torch.int64)
+    if isinstance(values, Tensor) and not values.is_floating_point() and not values.is_complex(): return values.long()
+    array = _native(values.cpu() if isinstance(values, Tensor) else values)
+    whole = array.dtype.kind in "biuf" and (np.isfinite(array) & (array == np.floor(array))).all()
+    if not whole:
+        raise PZSLError(f"{thing}: must be whole numbers; they are {array.dtype}, with fractions, NaN or text")
+    return torch.from_numpy(array.astype(np.int64))
 
 # %% ../nbs/01_task.ipynb #01-008
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,7 +91,8 @@ class CandidateSets:
         return self.indices[self.indptr[row]:self.indptr[row + 1]].tolist()
 
     def __repr__(self):
-        return f"CandidateSets({len(self):,} rows, {self.n_classes:,} classes, {self.nnz/max(len(self), 1):.1f} candidates a row)"
+        mean = self.nnz/max(len(self), 1)
+        return f"CandidateSets({len(self):,} rows, {self.n_classes:,} classes, {mean:.1f} candidates a row)"
 
     @property
     def nnz(self) -> int: return len(self.indices)
@@ -147,8 +162,7 @@ def from_pairs(
                         "give two flat arrays of one length")
     for thing, values, end in (("row", rows, n_rows), ("class", classes, n_classes)):
         if len(bad := values[(values < 0) | (values >= end)]):
-            raise PZSLError(f"candidate sets: {thing} {listing(bad.unique().tolist())} does not exist; they run from 0 "
-                            f"to {end - 1}")
+            raise PZSLError(f"candidate sets: {thing} {_values(bad)} does not exist; they run from 0 to {end - 1}")
     pairs = (rows*n_classes + classes).unique()   # sorted: by row, then by class
     sizes = torch.bincount(pairs//n_classes, minlength=n_rows)
     return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), pairs % n_classes, n_classes)
@@ -173,7 +187,8 @@ def from_mask(
 ) -> CandidateSets:
     "Sets from a table that exists already; nothing in this book builds one."
     mask = torch.as_tensor(mask)
-    if mask.ndim != 2: raise PZSLError(f"candidate sets: a mask must be a table (n, C); this one is {tuple(mask.shape)}")
+    if mask.ndim != 2:
+        raise PZSLError(f"candidate sets: a mask must be a table (n, C); this one is {tuple(mask.shape)}")
     if not ((mask == 0) | (mask == 1)).all():
         raise PZSLError("candidate sets: a mask holds 0 and 1 only; turn scores into a mask by a comparison first")
     return cls.from_pairs(*mask.nonzero().T, *mask.shape)
@@ -231,7 +246,7 @@ def load(
 def _check_finite(thing: str, vectors: Tensor) -> None:
     "Raise where a row has entries that are no numbers."
     if (bad := ~vectors.isfinite().all(1)).any():
-        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} has NaN or infinite entries; "
+        raise PZSLError(f"{thing}: row {_rows(bad)} has NaN or infinite entries; "
                         "extract these again or leave them out")
 
 
@@ -241,7 +256,7 @@ def _check_vectors(thing: str, vectors: Tensor) -> None:
         raise PZSLError(f"{thing}: must be a table of float vectors, one a row; make_task converts what you have")
     _check_finite(thing, vectors)
     if (bad := (vectors.norm(dim=1) - 1).abs() > 1e-3).any():
-        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} does not have unit length; "
+        raise PZSLError(f"{thing}: row {_rows(bad)} does not have unit length; "
                         "use make_task, which scales them")
 
 
@@ -250,8 +265,8 @@ def _check_labels(thing: str, labels: Tensor, rows: int, n_classes: int) -> None
     if labels.shape != (rows,):
         raise PZSLError(f"{thing}: {tuple(labels.shape)} labels do not fit {rows:,} rows of features; give one a row")
     if (bad := (labels < 0) | (labels >= n_classes)).any():
-        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} is labelled "
-                        f"{listing(labels[bad].unique().tolist())}; classes run from 0 to {n_classes - 1} "
+        raise PZSLError(f"{thing}: row {_rows(bad)} is labelled "
+                        f"{_values(labels[bad])}; classes run from 0 to {n_classes - 1} "
                         "(files from MATLAB count from 1: subtract it)")
 
 # %% ../nbs/01_task.ipynb #01-029
@@ -301,19 +316,24 @@ def _check_task(task: Task) -> None:
                             "take both from the same encoder")
     _check_classes(task)
     if len(task.features) == 0: raise PZSLError(f"{task.name}: no training row of a seen class is left; check `seen`")
-    for part, rows in (("", task.features), ("test_", task.test_features), ("validation_", task.validation_features)):
-        if (labels := getattr(task, part + "labels")) is None and part != "test_": continue
-        if rows is None or labels is None:
-            raise PZSLError(f"{task.name}: {part}features and {part}labels come together; one of them is missing")
-        _check_labels(f"{task.name}: {part.replace('_', ' ')}labels", labels, len(rows), task.n_classes)
-        if part != "test_" and (bad := ~task.seen[labels]).any():
-            raise PZSLError(f"{task.name}: {part}row {listing(bad.nonzero()[:, 0].tolist())} belongs to an unseen class; "
-                            "use make_task, which leaves such rows out")
+    for part in ("", "test_", "validation_"): _check_part(task, part)
     if task.candidates is not None:
         _check_candidates(task.name, task.candidates, len(task.features), task.n_classes)
         _check_only_seen(task.name, task.candidates, task.seen, task.class_names, torch.ones(len(task.features)).bool())
 
 # %% ../nbs/01_task.ipynb #01-031
+def _check_part(task: Task, part: str) -> None:
+    "Raise unless the labels of some rows fit these, and only test rows are of unseen classes."
+    rows, labels = getattr(task, f"{part}features"), getattr(task, f"{part}labels")
+    if labels is None and (rows is None or part == ""): return   # training rows need no truth
+    if rows is None or labels is None:
+        raise PZSLError(f"{task.name}: {part}features and {part}labels come together; one of them is missing")
+    _check_labels(f"{task.name}: {part.replace('_', ' ')}labels", labels, len(rows), task.n_classes)
+    if part != "test_" and (bad := ~task.seen[labels]).any():
+        raise PZSLError(f"{task.name}: {part.replace('_', ' ')}row {_rows(bad)} belongs to an unseen class; "
+                        "use make_task, which leaves such rows out")
+
+
 def _check_names(name: str, class_names: Sequence[str], count: int) -> None:
     "Raise unless there are as many different names as classes."
     if len(class_names) != count:
@@ -329,8 +349,8 @@ def _check_classes(task: Task) -> None:
     for thing in ("seen", "superclass"):
         values = getattr(task, thing)
         if values is not None and values.shape != (count,):
-            raise PZSLError(f"{task.name}: {thing} has shape {tuple(values.shape)}; give one value for each of the {count} "
-                            "label features")
+            raise PZSLError(f"{task.name}: {thing} has shape {tuple(values.shape)}; give one value for each of "
+                            f"the {count} label features")
     if task.seen.dtype != torch.bool: raise PZSLError(f"{task.name}: seen is {task.seen.dtype}; it must be bool")
     if task.seen.sum() < 2:
         raise PZSLError(f"{task.name}: {int(task.seen.sum())} of {count} classes are seen; at least 2 are needed")
@@ -342,8 +362,8 @@ def _check_classes(task: Task) -> None:
 def _check_candidates(name: str, sets: CandidateSets, rows: int, n_classes: int) -> None:
     "Raise unless there is one set a row, over the same classes."
     if len(sets) != rows or sets.n_classes != n_classes:
-        raise PZSLError(f"{name}: {len(sets):,} candidate sets over {sets.n_classes} classes do not fit {rows:,} training "
-                        f"rows and {n_classes} classes; give one set for each row")
+        raise PZSLError(f"{name}: {len(sets):,} candidate sets over {sets.n_classes} classes do not fit {rows:,} "
+                        f"training rows and {n_classes} classes; give one set for each row")
 
 
 def _check_only_seen(name: str, sets: CandidateSets, seen: Tensor, class_names: Sequence[str], rows: Tensor) -> None:
@@ -351,7 +371,7 @@ def _check_only_seen(name: str, sets: CandidateSets, seen: Tensor, class_names: 
     if (bad := ~seen[sets.indices] & rows[sets.rows]).any():
         names = [class_names[c] for c in sets.indices[bad].unique().tolist()]
         raise PZSLError(f"{name}: unseen class {listing(names)} is in the candidate set of row "
-                        f"{listing(sets.rows[bad].unique().tolist())}; remove it there or count the class as seen")
+                        f"{_values(sets.rows[bad])}; remove it there or count the class as seen")
 
 # %% ../nbs/01_task.ipynb #01-032
 @patch_to(Task)
@@ -378,14 +398,14 @@ def summary(self) -> str:
 # %% ../nbs/01_task.ipynb #01-034
 def _unit(thing: str, values: Any) -> Tensor:
     "Float32 rows of unit length."
-    array = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.ascontiguousarray(values))
+    array = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(_native(values))
     if array.ndim != 2 or array.is_complex():
         raise PZSLError(f"{thing}: shape {tuple(array.shape)} is not a table of vectors; give one vector a row")
     array = array.to(torch.float64 if array.dtype == torch.float64 else torch.float32)
     _check_finite(thing, array)
     length = array.norm(dim=1, keepdim=True)
     if (bad := (length[:, 0] == 0)).any():
-        raise PZSLError(f"{thing}: row {listing(bad.nonzero()[:, 0].tolist())} is all zeros and has no direction; "
+        raise PZSLError(f"{thing}: row {_rows(bad)} is all zeros and has no direction; "
                         "extract it again or leave it out")
     return (array/length).float()
 
@@ -402,7 +422,7 @@ def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, 
     sets, pictures = parts["candidates"], parts["pictures"]
     if sets is not None:
         _check_candidates(name, sets, len(labels), len(parts["seen"]))
-        _check_only_seen(name, sets, parts["seen"], parts["class_names"], parts["seen"][labels])   # by the row numbers given
+        _check_only_seen(name, sets, parts["seen"], parts["class_names"], parts["seen"][labels])   # rows as given
         rest["candidates"] = sets.select(kept)
     if pictures is not None: rest["pictures"] = lambda rows: pictures(kept[rows])
     return parts | rest | {"dropped_rows": len(labels) - len(kept)}
@@ -433,7 +453,8 @@ def make_task(
         if value is not None: parts[key] = convert(f"{name}: {key.replace('_', ' ')}", value)
     seen, count = torch.as_tensor(np.asarray(seen)), len(parts["label_features"])
     if seen.dtype != torch.bool or seen.shape != (count,):
-        raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the {count} label features")
+        raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the "
+                        f"{count} label features")
     parts |= {"seen": seen, "candidates": candidates, "pictures": pictures, "logit_scale": float(logit_scale)}
     parts["class_names"] = tuple(map(str, [f"class {c}" for c in range(count)] if class_names is None else class_names))
     _check_names(name, parts["class_names"], count)
