@@ -139,12 +139,13 @@ def gzsl_metrics(
 def best_gamma(
     curve: Curve,  # of validation rows
 ) -> tuple[float, float]:  # gamma, and the H it gives on these rows
-    "The gamma with the largest H: the middle of the stretch over which that H holds."
+    "The gamma with the largest H, in the middle of the stretch over which that H holds; 0 where no gamma gives any H."
     H = torch.nan_to_num(2*curve.S*curve.U/(curve.S + curve.U))   # S = U = 0 gives 0/0
     if curve.S.isnan().any() or curve.U.isnan().any():
         raise PZSLError("best_gamma: one side has no rows; "
                         "validation needs classes that play seen and classes that play unseen")
     at = int(H.argmax())
+    if H[at] == 0: return 0., 0.
     low, high = (float(curve.gamma[min(k, len(H) - 1)]) for k in (at, at + 1))
     middle = (low + high)/2
     return (middle if low < middle < high else low), float(H[at])

@@ -160,7 +160,8 @@ def test_rules_say_what_they_lack(rule, missing):
 def test_a_task_draws_with_what_it_carries():
     parts = world()
     text, test = parts["label_features"], (parts["features"][:40], LABELS[:40])
-    task = make_task("small", parts["features"], LABELS, text, SEEN, *test, superclass=parts["superclass"], logit_scale=20.)
+    task = make_task("small", parts["features"], LABELS, text, SEEN, *test, superclass=parts["superclass"],
+                     logit_scale=20.)
     for rule in EXAMPLES: assert len(draw_candidates(task, rule, 0).candidates) == N
     direct = make_candidates("similar:0.3", task.labels, SEEN, 0, features=task.features,
                              label_features=task.label_features, logit_scale=20.)

@@ -65,6 +65,8 @@ def test_perfect_and_useless_scores():
     assert perfect == pytest.approx({"S": 1, "U": 1, "H": 1, "T1": 1, "ausuc": 1})
     wrong = gzsl_metrics(top_scores(torch.eye(6)[(labels + 1) % 4], seen), labels, seen)   # always another seen class
     assert wrong["S"] == wrong["U"] == wrong["H"] == 0
+    nothing = top_scores(torch.eye(6)[torch.tensor([1, 2, 3, 0, 5, 4])[labels]], seen)   # wrong among its own side, too
+    assert best_gamma(seen_unseen_curve(nothing, labels, seen)) == (0, 0)
 
 
 def test_classes_count_alike_and_empty_classes_do_not_count():
@@ -95,6 +97,21 @@ def test_unseen_classes_without_test_rows_still_attract_seen_rows():
     assert math.isnan(got["U"]) and math.isnan(got["T1"]) and got["S"] < 1
     with pytest.raises(PZSLError, match="one side has no rows"):
         best_gamma(seen_unseen_curve(top_scores(scores[keep], seen), labels[keep], seen))
+
+
+def test_rows_with_equal_differences_pass_over_together():
+    top = top_scores(torch.tensor([[.5, 0], [.5, 0], [.25, 0]]), torch.tensor([True, False]))
+    curve = seen_unseen_curve(top, torch.tensor([0, 1, 0]), torch.tensor([True, False]))
+    assert curve.gamma.tolist() == [-math.inf, .25, .5] and curve.S.tolist() == [1, .5, 0] and curve.U.tolist() == [0, 0, 1]
+    assert area(curve) == .25   # half of what the tied seen row would add if it went last
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_gamma_gives_the_h_it_promises(seed):
+    scores, labels, seen = problem(seed, n=60)
+    top = top_scores(scores, seen)
+    gamma, H = best_gamma(seen_unseen_curve(top, labels, seen))
+    assert gzsl_metrics(top, labels, seen, gamma)["H"] == pytest.approx(H)
 
 
 def test_best_gamma_is_the_best_of_all():

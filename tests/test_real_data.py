@@ -14,7 +14,8 @@ FACTS = {"cars196": (147, 49, 2352, 784, 0), "caltech68": (51, 17, 816, 272, 902
 
 
 def real(name):
-    if not (DATA / f"{name}.npz").exists(): pytest.skip(f"{name}.npz is not here; PZSL_DATA names the folder of the data")
+    if not (DATA / f"{name}.npz").exists():
+        pytest.skip(f"{name}.npz is not here; set PZSL_DATA to the folder of the data")
     return load_features_npz(DATA / f"{name}.npz")
 
 
