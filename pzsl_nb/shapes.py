@@ -162,7 +162,7 @@ def _blur(scene):
 def _to_field(scene, rng):
     "The same scenes under a dim, warm lamp, slightly blurred and noisy."
     n, noise = len(scene), np.float32(.06)
-    light = np.array(LAMP, np.float32) * _between(rng, .9, 1.1, n, 1, 1, 3) * _between(rng, .5, .8, n, 1, 1, 1)
+    light = np.array(LAMP, np.float32) * _between(rng, .9, 1.1, n, 1, 1, 3) * _between(rng, .45, .75, n, 1, 1, 1)
     soft = np.float32(.5) * (scene + _blur(scene))
     return soft * light + noise * (rng.random(scene.shape, np.float32) - rng.random(scene.shape, np.float32))
 

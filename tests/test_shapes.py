@@ -1,0 +1,85 @@
+"Edges of the renderer and of the captions that teach nothing in a notebook."
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pzsl_nb.core import PZSLError
+from pzsl_nb.pretraining import (is_unseen, learn_merges, pretraining_classes, studio_batch, vocabulary_words,
+                                 write_captions)
+from pzsl_nb.shapes import SHAPES, class_name, default_split, render
+
+
+def test_every_portion_is_drawn():
+    "Pictures beyond the first portion of 512 are pictures, too, and not the first ones again."
+    attributes = np.tile([[0, 0, 0]], (1030, 1))
+    pictures = render(attributes, seed=3)
+    assert pictures.shape == (1030, 32, 32, 3)
+    assert (pictures.reshape(1030, -1).std(1) > 5).all()
+    assert len({p.tobytes() for p in pictures}) == 1030
+
+
+@pytest.mark.parametrize("n", [0, 1, 512, 513])
+def test_number_of_pictures(n): assert len(render(np.zeros((n, 3), int), seed=0, domain="field")) == n
+
+
+@pytest.mark.parametrize("size", [8, 33, 64])
+def test_size_of_pictures(size): assert render([(1, 2, 3)], seed=0, size=size).shape == (1, size, size, 3)
+
+
+def test_rendering_leaves_the_global_generator_alone():
+    np.random.seed(5); expected = np.random.rand()
+    np.random.seed(5); render(default_split()[0], seed=9)
+    assert np.random.rand() == expected
+
+
+@pytest.mark.parametrize("wrong", [[(8, 0, 0)], [(0, -1, 0)], [(0, 0)], (0, 0, 0), [(.5, 0, 0)], [("red", "solid", "star")]])
+def test_wrong_attributes(wrong):
+    with pytest.raises(PZSLError, match="attributes"): render(wrong, seed=0)
+
+
+def test_too_small_to_see():
+    with pytest.raises(PZSLError, match="size"): render([(0, 0, 0)], seed=0, size=4)
+
+
+def test_shapes_cover_different_pixels():
+    "With one scene for all, each shape leaves its own silhouette."
+    silhouettes = [(render([(0, 0, s)], seed=0)[0] != render([(5, 0, s)], seed=0)[0]).any(-1) for s in range(len(SHAPES))]
+    different = [[(a != b).sum() for b in silhouettes] for a in silhouettes]
+    assert (np.array(different) + 1000 * np.eye(len(SHAPES))).min() > 15
+
+
+def test_same_pictures_in_another_process():
+    code = "from pzsl_nb.shapes import *; import hashlib; print(hashlib.sha256(render([(1,1,1)]*9, 4, 'field')).hexdigest())"
+    out = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"]
+    assert len(out[0]) > 60 and out[0] == out[1]
+
+
+def test_steps_differ_and_repeat():
+    (a, said), (b, again), (c, _) = studio_batch(4, 16), studio_batch(4, 16), studio_batch(5, 16)
+    assert np.array_equal(a, b) and said == again and not np.array_equal(a, c)
+    assert not np.array_equal(a, studio_batch(4, 16, seed=1)[0])
+
+
+def test_captions_leave_their_input_alone():
+    attributes = pretraining_classes()
+    before = attributes.copy()
+    write_captions(attributes, np.random.default_rng(0), wrong=1.)
+    assert np.array_equal(attributes, before)
+
+
+def test_no_unseen_class_in_many_batches():
+    "Neither in a caption nor, seen from the attributes drawn, in a picture."
+    names = [class_name(a) for a in default_split()[1]]
+    for seed in range(3):
+        for step in range(8):
+            said = " ".join(studio_batch(step, 64, seed)[1])
+            assert not any(name in said for name in names)
+    assert not is_unseen(pretraining_classes()).any() and len(pretraining_classes()) == 244
+
+
+def test_merges_make_one_token_of_every_word():
+    words = vocabulary_words()
+    spelled = {"".join(m) for m in learn_merges(words)}
+    assert {w + "</w>" for w in words if len(w) > 1} <= spelled
