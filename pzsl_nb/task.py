@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
 import numpy as np, torch
@@ -398,7 +397,10 @@ def summary(self) -> str:
 # %% ../nbs/01_task.ipynb #01-034
 def _unit(thing: str, values: Any) -> Tensor:
     "Float32 rows of unit length."
-    array = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(_native(values))
+    if not isinstance(values, Tensor):
+        values = _native(values)
+        if values.dtype.kind not in "biuf": raise PZSLError(f"{thing}: holds {values.dtype}, not numbers; give float vectors")
+    array = torch.as_tensor(values).detach().cpu()
     if array.ndim != 2 or array.is_complex():
         raise PZSLError(f"{thing}: shape {tuple(array.shape)} is not a table of vectors; give one vector a row")
     array = array.to(torch.float64 if array.dtype == torch.float64 else torch.float32)

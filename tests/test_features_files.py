@@ -72,7 +72,7 @@ def test_sets_of_rows_that_are_left_out_may_name_unseen_classes(save):
 
 def spoil(key, row, value):
     array = arrays()[key].astype("f8")
-    array[row, slice(None) if value == 0 else 1] = value   # one entry that is no number spoils a row, zeros only all together
+    array[row, slice(None) if value == 0 else 1] = value   # NaN spoils a row alone, zeros only all together
     return {key: array}
 
 

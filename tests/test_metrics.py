@@ -102,7 +102,8 @@ def test_unseen_classes_without_test_rows_still_attract_seen_rows():
 def test_rows_with_equal_differences_pass_over_together():
     top = top_scores(torch.tensor([[.5, 0], [.5, 0], [.25, 0]]), torch.tensor([True, False]))
     curve = seen_unseen_curve(top, torch.tensor([0, 1, 0]), torch.tensor([True, False]))
-    assert curve.gamma.tolist() == [-math.inf, .25, .5] and curve.S.tolist() == [1, .5, 0] and curve.U.tolist() == [0, 0, 1]
+    assert curve.gamma.tolist() == [-math.inf, .25, .5]
+    assert curve.S.tolist() == [1, .5, 0] and curve.U.tolist() == [0, 0, 1]
     assert area(curve) == .25   # half of what the tied seen row would add if it went last
 
 
