@@ -399,7 +399,8 @@ def _unit(thing: str, values: Any) -> Tensor:
     "Float32 rows of unit length."
     if not isinstance(values, Tensor):
         values = _native(values)
-        if values.dtype.kind not in "biuf": raise PZSLError(f"{thing}: holds {values.dtype}, not numbers; give float vectors")
+        if values.dtype.kind not in "biuf":
+            raise PZSLError(f"{thing}: holds {values.dtype}, not numbers; give float vectors")
     array = torch.as_tensor(values).detach().cpu()
     if array.ndim != 2 or array.is_complex():
         raise PZSLError(f"{thing}: shape {tuple(array.shape)} is not a table of vectors; give one vector a row")
