@@ -47,7 +47,7 @@ class Draw:
 
 _Pairs = tuple[np.ndarray, np.ndarray]   # (m,) rows, (m,) classes: one candidate each, in any order, repeats allowed
 
-
+# %% ../nbs/02_candidates.ipynb #02-011
 def _wrong(draw: Draw, q: float, group: np.ndarray) -> _Pairs:
     "Every wrong label of the true label's group, each with chance q."
     members = np.argsort(group, kind="stable")                      # classes, group by group
@@ -71,7 +71,7 @@ def _one_wrong(draw: Draw, rows: np.ndarray) -> _Pairs:
     "For each of some rows one wrong label, all equally likely."
     return rows, (draw.labels[rows] + draw.rng.integers(1, draw.n_seen, len(rows))) % draw.n_seen
 
-# %% ../nbs/02_candidates.ipynb #02-012
+# %% ../nbs/02_candidates.ipynb #02-013
 def uniform(draw: Draw, q: float) -> _Pairs:
     "The truth, and every wrong seen label with chance q (PiCO, ICLR 2022)."
     return _join((draw.rows, draw.labels), _wrong(draw, q, np.zeros(draw.n_seen, np.int64)))
@@ -97,7 +97,7 @@ def hierarchical(draw: Draw, q: float) -> _Pairs:
                         "give `superclass` or use another rule")
     return _join((draw.rows, draw.labels), _wrong(draw, q, draw.superclass))
 
-# %% ../nbs/02_candidates.ipynb #02-014
+# %% ../nbs/02_candidates.ipynb #02-015
 def noisy(draw: Draw, q: float, eta: float) -> _Pairs:
     "`uniform`, then the truth dropped with chance eta; a set it leaves empty gets one wrong label (after PiCO+, 2022)."
     rows, classes = _wrong(draw, q, np.zeros(draw.n_seen, np.int64))
@@ -106,7 +106,7 @@ def noisy(draw: Draw, q: float, eta: float) -> _Pairs:
     kept = np.flatnonzero(~dropped)
     return _join((rows, classes), (kept, draw.labels[kept]), _one_wrong(draw, np.flatnonzero(empty)))
 
-# %% ../nbs/02_candidates.ipynb #02-016
+# %% ../nbs/02_candidates.ipynb #02-017
 def uss(draw: Draw) -> _Pairs:
     "Uniform over all sets that hold the truth, the full set redrawn (RC and CC, NeurIPS 2020); exact for every C."
     rows, classes = pending = draw.rows[:0], draw.labels[:0]
@@ -119,7 +119,7 @@ def uss(draw: Draw) -> _Pairs:
         todo = todo[full]
     return _join((draw.rows, draw.labels), (rows, classes))
 
-# %% ../nbs/02_candidates.ipynb #02-018
+# %% ../nbs/02_candidates.ipynb #02-019
 _BINS = 2**15
 
 
@@ -150,7 +150,7 @@ def _log_scale(draw: Draw, q: float) -> float:
         low, high = (middle, high) if expected < q*count.sum() else (low, middle)
     return middle
 
-# %% ../nbs/02_candidates.ipynb #02-019
+# %% ../nbs/02_candidates.ipynb #02-020
 def similar(draw: Draw, q: float) -> _Pairs:
     "The truth, and wrong seen label c with chance min(1, s p_c), p from frozen CLIP; mean size as `uniform:q`. Ours."
     if draw.features is None or draw.label_features is None:
@@ -165,7 +165,7 @@ def similar(draw: Draw, q: float) -> _Pairs:
         pairs.append((rows[local], classes))
     return _join(*pairs)
 
-# %% ../nbs/02_candidates.ipynb #02-021
+# %% ../nbs/02_candidates.ipynb #02-022
 RULES: dict[str, Callable[..., _Pairs]] = {"uniform": uniform, "binomial": binomial, "uss": uss, "pair": pair,
                                           "hierarchical": hierarchical, "similar": similar, "noisy": noisy}
 
@@ -188,7 +188,7 @@ def _usage(name: str) -> str:
     "How a rule is written: `noisy:q,eta`."
     return name + ":"*bool(_arguments(name)) + ",".join(_arguments(name))
 
-# %% ../nbs/02_candidates.ipynb #02-022
+# %% ../nbs/02_candidates.ipynb #02-023
 def parse_rule(
     text: str,  # such as "uniform:0.3", "uss" or "noisy:0.3,0.1"
 ) -> Rule:
@@ -211,7 +211,7 @@ def parse_rule(
             raise PZSLError(f"{thing}: {argument} is {value:g}, but it is a chance, from 0 to 1; write {example}")
     return Rule(name, args)
 
-# %% ../nbs/02_candidates.ipynb #02-025
+# %% ../nbs/02_candidates.ipynb #02-026
 def make_candidates(
     rule: str | Rule,  # "uniform:0.3", see `RULES`
     labels: Tensor,    # (n,) int64 truth, seen classes only
@@ -241,7 +241,7 @@ def make_candidates(
     rows, classes = RULES[rule.name](draw, *rule.args)
     return CandidateSets.from_pairs(torch.as_tensor(rows), torch.as_tensor(ids[classes]), len(labels), len(seen))
 
-
+# %% ../nbs/02_candidates.ipynb #02-027
 def draw_candidates(
     task: Task,        # with known labels
     rule: str | Rule,  # "uniform:0.3", see `RULES`
@@ -254,7 +254,7 @@ def draw_candidates(
         rule, task.labels, task.seen, seed, features=task.features, label_features=task.label_features,
         logit_scale=task.logit_scale, superclass=task.superclass))
 
-# %% ../nbs/02_candidates.ipynb #02-026
+# %% ../nbs/02_candidates.ipynb #02-028
 def realised(
     sets: CandidateSets,           # n sets
     labels: Tensor | None = None,  # (n,) truth, where it is known

@@ -112,7 +112,7 @@ def load_features_npz(
                          ~arrays["unseen"].astype(bool), arrays["X_test"], arrays["y_test"], **extra)
     except PZSLError as error: raise PZSLError(f"{path}: {error}") from error
 
-
+# %% ../nbs/12_features_files.ipynb #12-013
 def _given_sets(path: Path, arrays: dict[str, np.ndarray]) -> CandidateSets | None:
     "The candidate sets a file brings, sorted and merged; None where it brings none."
     if "candidates_indptr" not in arrays: return None

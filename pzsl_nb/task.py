@@ -126,7 +126,7 @@ def select(
     ends = self.sizes[rows].cumsum(0)
     return CandidateSets(torch.cat([ends.new_zeros(1), ends]), self.indices[position], self.n_classes)
 
-
+# %% ../nbs/01_task.ipynb #01-015
 @patch_to(CandidateSets)
 def contains(
     self,
@@ -145,7 +145,7 @@ def to(
     "The same sets on another device."
     return CandidateSets(self.indptr.to(device), self.indices.to(device), self.n_classes)
 
-# %% ../nbs/01_task.ipynb #01-018
+# %% ../nbs/01_task.ipynb #01-019
 @patch_to(CandidateSets, cls_method=True)
 def from_pairs(
     cls,
@@ -166,7 +166,7 @@ def from_pairs(
     sizes = torch.bincount(pairs//n_classes, minlength=n_rows)
     return cls(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), pairs % n_classes, n_classes)
 
-
+# %% ../nbs/01_task.ipynb #01-020
 @patch_to(CandidateSets, cls_method=True)
 def from_lists(
     cls,
@@ -178,7 +178,7 @@ def from_lists(
     rows = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
     return cls.from_pairs(rows, np.array([c for one in lists for c in one], ndmin=1), len(lists), n_classes)
 
-# %% ../nbs/01_task.ipynb #01-019
+# %% ../nbs/01_task.ipynb #01-021
 @patch_to(CandidateSets, cls_method=True)
 def from_mask(
     cls,
@@ -219,7 +219,7 @@ def to_scipy(self) -> "scipy.sparse.csr_array":  # (n, C) bool
     indptr, indices = self.indptr.cpu().numpy(), self.indices.cpu().numpy()
     return csr_array((np.ones(self.nnz, bool), indices, indptr), shape=(len(self), self.n_classes))
 
-# %% ../nbs/01_task.ipynb #01-023
+# %% ../nbs/01_task.ipynb #01-025
 @patch_to(CandidateSets)
 def save(
     self,
@@ -241,7 +241,7 @@ def load(
     try: return cls(arrays["indptr"], arrays["indices"], arrays["n_classes"].item())
     except (PZSLError, TypeError, ValueError) as error: raise PZSLError(f"{path}: {error}") from error
 
-# %% ../nbs/01_task.ipynb #01-028
+# %% ../nbs/01_task.ipynb #01-030
 def _check_finite(thing: str, vectors: Tensor) -> None:
     "Raise where a row has entries that are no numbers."
     if (bad := ~vectors.isfinite().all(1)).any():
@@ -268,7 +268,7 @@ def _check_labels(thing: str, labels: Tensor, rows: int, n_classes: int) -> None
                         f"{_values(labels[bad])}; classes run from 0 to {n_classes - 1} "
                         "(files from MATLAB count from 1: subtract it)")
 
-# %% ../nbs/01_task.ipynb #01-029
+# %% ../nbs/01_task.ipynb #01-031
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "Everything known about one problem, checked: features, names, the split, the sets, and the test rows."
@@ -302,7 +302,7 @@ class Task:
         "The same task with these candidate sets; all checks run again."
         return dataclasses.replace(self, candidates=sets)
 
-# %% ../nbs/01_task.ipynb #01-030
+# %% ../nbs/01_task.ipynb #01-032
 def _check_task(task: Task) -> None:
     "Raise where the parts of a task do not fit together."
     tables = {key: getattr(task, key) for key in ("features", "label_features", "test_features", "validation_features")}
@@ -320,7 +320,7 @@ def _check_task(task: Task) -> None:
         _check_candidates(task.name, task.candidates, len(task.features), task.n_classes)
         _check_only_seen(task.name, task.candidates, task.seen, task.class_names, torch.ones(len(task.features)).bool())
 
-# %% ../nbs/01_task.ipynb #01-031
+# %% ../nbs/01_task.ipynb #01-033
 def _check_part(task: Task, part: str) -> None:
     "Raise unless the labels of some rows fit these, and only test rows are of unseen classes."
     rows, labels = getattr(task, f"{part}features"), getattr(task, f"{part}labels")
@@ -332,7 +332,7 @@ def _check_part(task: Task, part: str) -> None:
         raise PZSLError(f"{task.name}: {part.replace('_', ' ')}row {_rows(bad)} belongs to an unseen class; "
                         "use make_task, which leaves such rows out")
 
-
+# %% ../nbs/01_task.ipynb #01-034
 def _check_names(name: str, class_names: Sequence[str], count: int) -> None:
     "Raise unless there are as many different names as classes."
     if len(class_names) != count:
@@ -372,7 +372,7 @@ def _check_only_seen(name: str, sets: CandidateSets, seen: Tensor, class_names: 
         raise PZSLError(f"{name}: unseen class {listing(names)} is in the candidate set of row "
                         f"{_values(sets.rows[bad])}; remove it there or count the class as seen")
 
-# %% ../nbs/01_task.ipynb #01-032
+# %% ../nbs/01_task.ipynb #01-035
 @patch_to(Task)
 def facts(self) -> dict[str, Any]:
     "The task in numbers, as one row of a table."
@@ -394,7 +394,7 @@ def summary(self) -> str:
     return (f"{f['name']}: {f['seen']} seen and {f['unseen']} unseen classes; {f['train']:,} training rows{dropped}, "
             f"{sets}; {f['test_seen']:,} + {f['test_unseen']:,} test rows, {f['width']} wide")
 
-# %% ../nbs/01_task.ipynb #01-034
+# %% ../nbs/01_task.ipynb #01-037
 def _unit(thing: str, values: Any) -> Tensor:
     "Float32 rows of unit length."
     if not isinstance(values, Tensor):
@@ -412,7 +412,7 @@ def _unit(thing: str, values: Any) -> Tensor:
                         "extract it again or leave it out")
     return (array/length).float()
 
-
+# %% ../nbs/01_task.ipynb #01-038
 def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, Any]:
     "The parts of a task without the training (or validation) rows of unseen classes."
     features, labels = parts[f"{prefix}features"], parts[f"{prefix}labels"]
@@ -430,7 +430,7 @@ def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, 
     if pictures is not None: rest["pictures"] = lambda rows: pictures(kept[rows])
     return parts | rest | {"dropped_rows": len(labels) - len(kept)}
 
-# %% ../nbs/01_task.ipynb #01-035
+# %% ../nbs/01_task.ipynb #01-039
 def make_task(
     name: str,                    # shown in tables and complaints
     features: Any,                # (n, d) training images
