@@ -60,7 +60,8 @@ class Encoder:
         batch_size: int = 256,  # sentences at once
     ) -> Tensor:                # (m, d)
         "Features of sentences."
-        parts = [self.model.encode_text(tokens.to(self.device)) for tokens in self.tokenizer(list(texts)).split(batch_size)]
+        batches = self.tokenizer(list(texts)).split(batch_size)
+        parts = [self.model.encode_text(tokens.to(self.device)) for tokens in batches]
         return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
 # %% ../nbs/20_encoders.ipynb #20-008
@@ -178,9 +179,9 @@ def label_prompts(
 ) -> list[list[str]]:
     "The sentences that stand for each class."
     if isinstance(names, str) or not len(names):
-        raise PZSLError(f"class names: {names!r} is no list of names; give one name, or list of phrases, for each class")
+        raise PZSLError(f"class names: {names!r} is no list of names; give each class a name or a list of phrases")
     if len(bad := [t for t in templates if "{}" not in t]) or not templates:
-        raise PZSLError(f"templates: {listing(map(repr, bad)) or 'none at all'}; every template needs a {{}} for the name")
+        raise PZSLError(f"templates: {listing(map(repr, bad)) or 'there are none'}; each one needs a {{}} for the name")
     phrases = [[n] if isinstance(n, str) else list(n) for n in names]
     if len(bad := [i for i, p in enumerate(phrases) if not p or not all(isinstance(s, str) and s.strip() for s in p)]):
         raise PZSLError(f"class names: class {listing(bad)} has an empty name or no phrase; give each class some words")

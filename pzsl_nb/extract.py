@@ -103,7 +103,8 @@ def extract_features(
             pixels = [encoder.preprocess(_picture(p, start + i)) for i, p in enumerate(portion)]
             yield encoder.encode_images(torch.stack(pixels))
 
-    return cached(cache_dir, image_key(encoder, images) if cache_dir is not None else "", lambda: torch.cat([*batches()]))
+    key = image_key(encoder, images) if cache_dir is not None else ""
+    return cached(cache_dir, key, lambda: torch.cat([*batches()]))
 
 # %% ../nbs/21_extract.ipynb #21-014
 def label_key(

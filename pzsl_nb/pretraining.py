@@ -7,12 +7,14 @@ __all__ = ['FRAMES', 'is_unseen', 'pretraining_classes', 'write_captions', 'stud
            'learn_merges', 'model_config', 'new_model', 'as_pixels', 'contrastive_loss', 'studio_accuracy', 'pretrain']
 
 # %% ../nbs/22_pretraining.ipynb #22-003
+import contextlib
 import gzip
 import os
 import platform
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from . import __version__
+import pzsl_nb
 from .core import PZSLError, content_hash, read_json, seed_everything, write_json
 from .encoders import EMBEDDED, TEMPLATES, VOCABULARY, Encoder, label_features, quiet_logging
 from .shapes import WORDS, class_name, default_split, render
@@ -126,7 +128,8 @@ def model_config(
     vision = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 4, "head_width": 64}
     text = {"context_length": 16, "vocab_size": vocab_size, "width": 64, "heads": 2, "layers": 2}
     return {"model_cfg": {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text},
-            "preprocess_cfg": {"mean": [.5] * 3, "std": [.25] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}}
+            "preprocess_cfg": {"mean": [.5] * 3, "std": [.25] * 3, "interpolation": "bicubic",
+                               "resize_mode": "shortest"}}
 
 
 def new_model(
@@ -192,7 +195,7 @@ def _step_loss(model: torch.nn.Module, tokenizer, pictures: np.ndarray, captions
     return contrastive_loss(scale * f @ g.T, torch.from_numpy(which.reshape(-1)))
 
 # %% ../nbs/22_pretraining.ipynb #22-028
-def _train(encoder: Encoder, steps: int, batch_size: int, seed: int, learning_rate: float, progress: bool) -> list[dict]:
+def _train(encoder: Encoder, steps: int, batch_size: int, seed: int, learning_rate: float, progress: bool):
     "Train the encoder's model in place; returns loss and accuracy along the way."
     model, history, losses = encoder.model, [], []
     optimiser, schedule = _optimiser(model, steps, learning_rate)
@@ -219,8 +222,24 @@ def _save(encoder: Encoder, folder: Path) -> None:
 
 def _versions() -> dict:
     "What the training ran on, as far as it can move the result."
-    return {"pzsl_nb": __version__, "python": platform.python_version(), "torch": torch.__version__,
+    return {"pzsl_nb": pzsl_nb.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "open_clip": open_clip.__version__, "numpy": np.__version__, "threads": torch.get_num_threads()}
+
+@contextlib.contextmanager
+def _whole_folder(out_dir: Path, force: bool) -> Iterator[Path]:
+    "A temporary folder that takes the place of `out_dir` when the block ends well, and is removed when it does not."
+    if out_dir.exists() and not force:
+        raise PZSLError(f"{out_dir}: exists already; choose another folder, or replace it with --force")
+    if out_dir.exists() and not (out_dir / "pretraining.json").is_file():
+        raise PZSLError(f"{out_dir}: holds no pretraining and is not replaced; choose another folder")
+    part = out_dir.with_name(f".{out_dir.name}.part{os.getpid()}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out_dir.exists(): shutil.rmtree(out_dir)
+        part.rename(out_dir)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/22_pretraining.ipynb #22-031
 def pretrain(
@@ -229,28 +248,20 @@ def pretrain(
     seed: int = 0,                 # of pictures, captions and first weights
     batch_size: int = 256,         # pictures in a step
     learning_rate: float = 2e-3,   # at its highest
-    force: bool = False,           # replace an existing folder
+    force: bool = False,           # replace an earlier pretraining
     progress: bool = True,         # show a bar
 ) -> dict:
     "Train a CLIP on the studio and store it in open_clip's format; the defaults are those of the embedded one."
-    out_dir, start = Path(out_dir), time.perf_counter()
+    start = time.perf_counter()
     if steps < 1 or batch_size < 2:
-        raise PZSLError(f"pretrain: {steps} steps of {batch_size} pictures teach nothing; take 1 step and 2 pictures or more")
-    if out_dir.exists() and not force:
-        raise PZSLError(f"{out_dir}: exists already; choose another folder or use --force to replace it")
-    part = out_dir.with_name(f".{out_dir.name}.part{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+        raise PZSLError(f"pretrain: {steps} steps of {batch_size} pictures teach nothing; take 1 step of 2 or more")
+    with _whole_folder(Path(out_dir), force) as folder:
         seed_everything(seed)
-        encoder = new_model(part)
+        encoder = new_model(folder)
         history = _train(encoder, steps, batch_size, seed, learning_rate, progress)
-        _save(encoder, part)
+        _save(encoder, folder)
         record = {"seed": seed, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate,
                   "data_hash": data_hash(steps, batch_size, seed), "final_loss": history[-1]["loss"],
                   "seconds": round(time.perf_counter() - start, 1), "versions": _versions(), "history": history}
-        write_json(part / "pretraining.json", record)
-        if out_dir.exists(): shutil.rmtree(out_dir)
-        part.rename(out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(folder / "pretraining.json", record)
     return record

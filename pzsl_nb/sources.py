@@ -39,7 +39,8 @@ def shapes_task(
     test_labels = np.repeat(np.arange(len(attributes)), test_per_class)
     pictures = render(attributes[labels], 2 * seed + 1000, domain)
     test_pictures = render(attributes[test_labels], 2 * seed + 1001, domain)
-    features, test_features = (extract_features(encoder, p, cache_dir, progress=False) for p in (pictures, test_pictures))
+    features = extract_features(encoder, pictures, cache_dir, progress=False)
+    test_features = extract_features(encoder, test_pictures, cache_dir, progress=False)
     return make_task(spec, features, labels, extract_label_features(encoder, names, cache_dir=cache_dir),
                      np.arange(len(attributes)) < count, test_features, test_labels, class_names=names,
                      logit_scale=encoder.logit_scale, superclass=attributes[:, 2],

@@ -85,7 +85,8 @@ def test_names_that_are_no_names(encoder, names):
 @pytest.mark.parametrize("size", [0, 7, 5000])
 def test_truncated_weights(folder, size):
     (folder / WEIGHTS.name).write_bytes(WEIGHTS.read_bytes()[:size])
-    with pytest.raises(PZSLError, match="cannot be read or do not fit"): load_encoder(f"local-dir:{folder}", device="cpu")
+    with pytest.raises(PZSLError, match="cannot be read or do not fit"):
+        load_encoder(f"local-dir:{folder}", device="cpu")
 
 
 def test_folder_without_weights(folder):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pzsl_nb.core import PZSLError
-from pzsl_nb.pretraining import (is_unseen, learn_merges, pretraining_classes, studio_batch, vocabulary_words,
-                                 write_captions)
+from pzsl_nb.pretraining import (is_unseen, learn_merges, pretrain, pretraining_classes, studio_batch,
+                                 vocabulary_words, write_captions)
 from pzsl_nb.shapes import SHAPES, class_name, default_split, render
 
 
@@ -34,7 +34,7 @@ def test_rendering_leaves_the_global_generator_alone():
     assert np.random.rand() == expected
 
 
-@pytest.mark.parametrize("wrong", [[(8, 0, 0)], [(0, -1, 0)], [(0, 0)], (0, 0, 0), [(.5, 0, 0)], [("red", "solid", "star")]])
+@pytest.mark.parametrize("wrong", [[(8, 0, 0)], [(0, -1, 0)], [(0, 0)], (0, 0, 0), [(.5, 0, 0)], [("red",) * 3]])
 def test_wrong_attributes(wrong):
     with pytest.raises(PZSLError, match="attributes"): render(wrong, seed=0)
 
@@ -45,14 +45,17 @@ def test_too_small_to_see():
 
 def test_shapes_cover_different_pixels():
     "With one scene for all, each shape leaves its own silhouette."
-    silhouettes = [(render([(0, 0, s)], seed=0)[0] != render([(5, 0, s)], seed=0)[0]).any(-1) for s in range(len(SHAPES))]
+    red, blue = (np.stack([render([(colour, 0, s)], seed=0)[0] for s in range(len(SHAPES))]) for colour in (0, 5))
+    silhouettes = (red != blue).any(-1)
     different = [[(a != b).sum() for b in silhouettes] for a in silhouettes]
     assert (np.array(different) + 1000 * np.eye(len(SHAPES))).min() > 15
 
 
 def test_same_pictures_in_another_process():
-    code = "from pzsl_nb.shapes import *; import hashlib; print(hashlib.sha256(render([(1,1,1)]*9, 4, 'field')).hexdigest())"
-    out = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"]
+    code = ("from pzsl_nb.shapes import render; import hashlib; "
+            "print(hashlib.sha256(render([(1, 1, 1)] * 9, 4, 'field')).hexdigest())")
+    run = [sys.executable, "-c", code]
+    out = [subprocess.run(run, capture_output=True, text=True, check=True).stdout for _ in "ab"]
     assert len(out[0]) > 60 and out[0] == out[1]
 
 
@@ -83,3 +86,18 @@ def test_merges_make_one_token_of_every_word():
     words = vocabulary_words()
     spelled = {"".join(m) for m in learn_merges(words)}
     assert {w + "</w>" for w in words if len(w) > 1} <= spelled
+
+
+def test_pretraining_repeats_and_replaces_only_its_own(tmp_path):
+    "Same seed, same weights; `force` replaces a pretraining and nothing else."
+    runs = [pretrain(tmp_path / name, steps=2, batch_size=16, progress=False) for name in "ab"]
+    assert runs[0]["history"] == runs[1]["history"] and runs[0]["data_hash"] == runs[1]["data_hash"]
+    weights = [(tmp_path / name / "open_clip_model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+    pretrain(tmp_path / "a", steps=1, batch_size=16, seed=1, force=True, progress=False)
+    assert (tmp_path / "a" / "open_clip_model.safetensors").read_bytes() != weights[0]
+    (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(PZSLError, match="not replaced"): pretrain(tmp_path / "mine", steps=1, force=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(PZSLError, match="teach nothing"): pretrain(tmp_path / "c", steps=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "mine"]
