@@ -19,7 +19,8 @@ def test_same_seed_same_task(cache):
 
 def test_training_and_test_pictures_differ(cache):
     task = shapes_task(train_per_class=1, test_per_class=1, cache_dir=cache)
-    assert not torch.isclose(task.features, task.test_features[:40]).all(1).any()
+    same_class = (task.features * task.test_features[:40]).sum(1)
+    assert same_class.max() < .999
 
 
 def test_pictures_belong_to_the_features(cache):
