@@ -25,7 +25,7 @@ import pzsl_nb
 from .core import PZSLError, content_hash, listing, pick_device
 
 # %% ../nbs/20_encoders.ipynb #20-006
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     "A CLIP model that is only asked for features: unit rows, float32, on the CPU, without gradients."
     name: str                     # what it was loaded as, for people
@@ -33,6 +33,8 @@ class Encoder:
     preprocess: Callable          # PIL picture -> (3, H, W) tensor, as open_clip prescribes for these weights
     tokenizer: Callable           # m sentences -> (m, context) int64
     device: torch.device          # where the model is
+
+    def __repr__(self): return f"Encoder({self.name}, {self.device})"
 
     @property
     def logit_scale(self) -> float:
@@ -78,6 +80,11 @@ def quiet_logging():
     logging.disable(logging.CRITICAL)
     try: yield
     finally: logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    "What an error says, cut to one line; its type where it says nothing."
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def _read_folder(folder: Path):
@@ -138,7 +145,7 @@ def _missing(name: str, pretrained: str, error: Exception) -> PZSLError:
     run = open_clip.get_pretrained_cfg(name, pretrained)
     where = f"huggingface.co/{run['hf_hub'].strip('/')}" if run.get("hf_hub") else run.get("url", "its publisher")
     return PZSLError(f"encoder {name}: the weights of run {pretrained} are not on this machine and cannot be fetched "
-                     f"({str(error).splitlines()[0][:120]}); on a machine with a network get the weights file from "
+                     f"({_first_line(error)}); on a machine with a network get the weights file from "
                      f"{where}, bring it here and pass weights=FILE, or use 'embedded'")
 
 # %% ../nbs/20_encoders.ipynb #20-016
@@ -163,7 +170,7 @@ def load_encoder(
     except _LOADING_ERRORS as error:
         if not local and weights is None: raise _missing(name, pretrained, error) from error
         raise PZSLError(f"encoder {name}: the weights in {local or weights} cannot be read or do not fit "
-                        f"({str(error).splitlines()[0][:160]}); fetch or make them again") from error
+                        f"({_first_line(error)}); fetch or make them again") from error
     model, preprocess, tokenizer = parts
     device = pick_device(device)
     shown = "/".join([name, *([pretrained] if pretrained else []), *([Path(weights).name] if weights else [])])
