@@ -36,7 +36,7 @@ def as_candidates(
     names = None if names is None else np.asarray(names)
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
-    elif getattr(candidates, "ndim", 1) == 2: sets = CandidateSets.from_mask(torch.as_tensor(np.asarray(candidates)))
+    elif hasattr(candidates, "__array__") and np.asarray(candidates).ndim == 2: sets = CandidateSets.from_mask(torch.as_tensor(np.asarray(candidates)))
     else: return _from_lists(candidates, names)
     names = np.arange(sets.n_classes) if names is None else names
     if len(names) != sets.n_classes:
@@ -46,7 +46,7 @@ def as_candidates(
 
 def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSets, np.ndarray]:
     "Sets from lists of classes, or from one class a row."
-    rows = list(candidates)
+    rows = list(np.asarray(candidates) if hasattr(candidates, "__array__") else candidates)
     if not rows: raise PZSLError("candidates: there are none; give a set of classes for every image")
     rows = [list(row) if isinstance(row, (list, tuple, set, frozenset, np.ndarray)) else [row] for row in rows]
     values = np.array([value for row in rows for value in row])
@@ -66,7 +66,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         epochs: int = 20,             # planned; rehearsal may stop at half
         lr: float = 1e-3,             # highest learning rate
         weight_decay: float = 1e-2,   # of AdamW
-        batch_size: int = 256,        # images
+        batch_size: int = 256,        # images; at most an eighth of all
         cross_entropy: float = 1.,    # weight of the loss's term (a)
         alignment: float = .3,        # weight of term (b)
         unseen: float | str = "auto", # weight of term (c); "auto": 0 or 3 by rehearsal
@@ -113,8 +113,9 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     model = CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention, est.cross_attention)
     beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum)
     objective = est.objective or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
-    return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay,
-                   max(1, round(est.batch_size*share)), seed, est.device)
+    batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
+    return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)), seed,
+                   est.device)
 
 
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor) -> Choice:
@@ -205,7 +206,7 @@ def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen:
 
 # %% ../nbs/42_estimator.ipynb #42-014
 @patch_to(CLIPPZSL)
-def decision_function(
+def _calibrated(
     self,
     X: Any,  # (m, d) image features
 ) -> np.ndarray:  # (m, C) calibrated logits, one column for each of `classes_`
@@ -224,7 +225,7 @@ def predict_proba(
     X: Any,  # (m, d) image features
 ) -> np.ndarray:  # (m, C) rows add up to 1
     "Probability of each of `classes_`."
-    return torch.as_tensor(self.decision_function(X)).double().softmax(1).numpy()
+    return torch.as_tensor(self._calibrated(X)).double().softmax(1).numpy()
 
 
 @patch_to(CLIPPZSL)
@@ -233,7 +234,8 @@ def predict(
     X: Any,  # (m, d) image features
 ) -> np.ndarray:  # (m,) of `classes_`
     "The class with the highest calibrated score, seen or unseen."
-    return self.classes_[self.decision_function(X).argmax(1)]
+    best = self._calibrated(X).argmax(1)
+    return self.classes_[best]
 
 
 @patch_to(CLIPPZSL)
