@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .core import PZSLError
-from .metrics import Curve, TopScores, area, top_scores
+from .metrics import Curve, TopScores, area, credit_curve, top_scores
 from .task import CandidateSets
 
 # %% ../nbs/41_selection.ipynb #41-005
@@ -46,14 +46,9 @@ def estimated_curve(
     share_unseen: float,   # share of the rows that are of classes playing unseen
 ) -> Curve:                # as `seen_unseen_curve`, estimated; S and U are shares of rows here, not means over classes
     "The seen-unseen curve of held-out rows, from their candidate sets alone."
-    d, order = (top.seen_score - top.unseen_score).sort()
-    gain, loss = (correctness(best, sets, q)[order]/len(order) for best in (top.unseen_class, top.seen_class))
-    gamma, ties = d.unique_consecutive(return_counts=True)
-    passed = torch.cat([ties.new_zeros(1), ties.cumsum(0)])
-    zero = gain.new_zeros(1)
-    S = torch.cat([loss.flip(0).cumsum(0).flip(0), zero])[passed]/max(1 - share_unseen, 1e-9)   # no seen rows: S is 0 anyway
-    U = torch.cat([zero, gain.cumsum(0)])[passed]/max(share_unseen, 1e-9)
-    return Curve(torch.cat([d.new_full((1,), -torch.inf), gamma]), S, U)
+    if not 0 < share_unseen < 1: raise PZSLError(f"estimated_curve: share_unseen is {share_unseen}; a curve needs both sides")
+    return credit_curve(top, correctness(top.seen_class, sets, q)/(len(top)*(1 - share_unseen)),
+                        correctness(top.unseen_class, sets, q)/(len(top)*share_unseen))
 
 
 def plateau_gamma(
