@@ -43,7 +43,8 @@ def clip_prior(
     block: int = 4096,        # rows at a time
 ) -> Tensor:                  # (nnz,)
     "Frozen CLIP's probabilities, tempered and restricted to the candidates: the beliefs before training."
-    if not temperature > 0: raise PZSLError(f"clip_prior: temperature is {temperature}; it must be above 0 (inf: uniform)")
+    if not temperature > 0:
+        raise PZSLError(f"clip_prior: temperature is {temperature}; it must be above 0 (inf: uniform)")
     if math.isinf(temperature): return uniform_prior(sets)
     beliefs = torch.empty(sets.nnz, device=sets.indices.device)
     for rows in torch.arange(len(sets), device=sets.indices.device).split(block):

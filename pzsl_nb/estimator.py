@@ -36,11 +36,12 @@ def as_candidates(
     names = None if names is None else np.asarray(names)
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
-    elif hasattr(candidates, "__array__") and np.asarray(candidates).ndim == 2: sets = CandidateSets.from_mask(torch.as_tensor(np.asarray(candidates)))
+    elif hasattr(candidates, "__array__") and np.asarray(candidates).ndim == 2:
+        sets = CandidateSets.from_mask(torch.as_tensor(np.asarray(candidates)))
     else: return _from_lists(candidates, names)
     names = np.arange(sets.n_classes) if names is None else names
     if len(names) != sets.n_classes:
-        raise PZSLError(f"candidates: {len(names)} class names for sets over {sets.n_classes} classes; give one for each")
+        raise PZSLError(f"candidates: {len(names)} class names for {sets.n_classes} classes; name each of them once")
     return sets, names
 
 
@@ -51,12 +52,13 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     rows = [list(row) if isinstance(row, (list, tuple, set, frozenset, np.ndarray)) else [row] for row in rows]
     values = np.array([value for row in rows for value in row])
     names = np.unique(values) if names is None else names
-    place = {name: i for i, name in enumerate(names.tolist())}
-    if not any(value in place for value in values.tolist()) and values.dtype.kind in "iu": place = dict(enumerate(range(len(names))))
+    by_number = values.dtype.kind in "iu" and names.dtype.kind not in "iuf"   # numbers where classes have names
+    place = {value: i for i, value in enumerate(range(len(names)) if by_number else names.tolist())}
     if unknown := [value for value in dict.fromkeys(values.tolist()) if value not in place]:
         raise PZSLError(f"candidates: {listing(map(repr, unknown))} is not among the {len(names)} classes; "
                         "add it to class_names or correct the set")
-    return CandidateSets.from_lists([[place[value] for value in np.asarray(row).tolist()] for row in rows], len(names)), names
+    numbers = [[place[value] for value in np.asarray(row).tolist()] for row in rows]
+    return CandidateSets.from_lists(numbers, len(names)), names
 
 # %% ../nbs/42_estimator.ipynb #42-008
 class CLIPPZSL(ClassifierMixin, BaseEstimator):
@@ -96,8 +98,8 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
     if given is not None:
         t = torch.as_tensor(np.asarray(given, dtype=np.float32))
         if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
-            raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image features "
-                            f"{x.shape[1]} wide, or some are not finite; take both from the same encoder")
+            raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
+                            f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
         return torch.nn.functional.normalize(t, dim=1)
     if model.encoder is not None:
         from pzsl_nb.encoders import label_features
@@ -106,16 +108,22 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
     return visual_prototypes(x, uniform, sets, torch.zeros(len(classes), x.shape[1]), least=0.)
 
 
+def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor) -> CLIPPZSLModel:
+    "An untrained model with the estimator's settings."
+    return CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention,
+                         est.cross_attention)
+
+
 def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, unseen: float, seed: int,
                   share: float = 1.) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
     seed_everything(seed)
-    model = CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention, est.cross_attention)
+    model = _make_model(est, t, seen)
     beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum)
     objective = est.objective or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
-    return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)), seed,
-                   est.device)
+    return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
+                   seed, est.device)
 
 
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor) -> Choice:
@@ -140,10 +148,12 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
 # %% ../nbs/42_estimator.ipynb #42-011
 def _check_input(est: CLIPPZSL, X: Any, candidates: Any, class_names: Sequence | None) -> tuple:
     "Unit image features, candidate sets and classes, or a complaint."
-    if candidates is None: raise PZSLError("fit requires y to be passed, but the target y is None; give a set for every row")
-    if isinstance(candidates, np.ndarray) and (candidates.dtype.kind == "f" and candidates.ndim == 1):
+    if candidates is None:
+        raise PZSLError("fit requires y to be passed, but the target y is None; give a candidate set for every row")
+    if isinstance(candidates, np.ndarray) and candidates.dtype.kind == "f" and candidates.ndim == 1:
         check_classification_targets(candidates)
-        if not np.isfinite(candidates).all(): raise PZSLError("candidates: some labels are NaN or infinite; leave those rows out")
+        if not np.isfinite(candidates).all():
+            raise PZSLError("candidates: some labels are NaN or infinite; leave those rows out")
     x = torch.as_tensor(validate_data(est, X, dtype=np.float32))
     sets, classes = as_candidates(candidates, class_names)
     if len(sets) != len(x):
@@ -169,7 +179,8 @@ def fit(
     x, sets, classes = _check_input(self, X, candidates, class_names)
     occurs = torch.zeros(len(classes), dtype=torch.bool).index_fill_(0, sets.indices, True)
     seen = occurs if seen is None else torch.as_tensor(np.asarray(seen), dtype=torch.bool)
-    if seen.sum() < 2: raise PZSLError(f"candidates: only {int(seen.sum())} class occurs; at least 2 classes are needed")
+    if seen.sum() < 2:
+        raise PZSLError(f"candidates: only {int(seen.sum())} class occurs; at least 2 classes are needed")
     t = _label_features(self, label_features, classes, x, sets)
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else None
@@ -184,7 +195,8 @@ def fit(
 @patch_to(CLIPPZSL)
 def _seed(self) -> int:
     "A whole number from `random_state`, whatever scikit-learn allows there."
-    return int(check_random_state(self.random_state).randint(2**31)) if not isinstance(self.random_state, int) else self.random_state
+    if isinstance(self.random_state, int): return self.random_state
+    return int(check_random_state(self.random_state).randint(2**31))
 
 
 @patch_to(CLIPPZSL)
@@ -214,8 +226,7 @@ def _calibrated(
     check_is_fitted(self, "model_")
     x = torch.nn.functional.normalize(torch.as_tensor(validate_data(self, X, dtype=np.float32, reset=False)), dim=1)
     with torch.no_grad():
-        e = self.model_.labels(self.label_features_, self.choice_.trust)
-        z = torch.cat([self.model_.logit_scale*self.model_.images(part, self.choice_.trust) @ e.T for part in x.split(4096)])
+        z = torch.cat([self.model_(part, self.label_features_, self.choice_.trust) for part in x.split(4096)])
     return (z - self.choice_.gamma*self.seen_).numpy()
 
 
@@ -263,8 +274,8 @@ def add_classes(
     if taken := [name for i, name in enumerate(names) if name in set(self.classes_.tolist()) | set(names[:i])]:
         raise PZSLError(f"add_classes: {listing(map(repr, taken))} is a class already; leave it out or rename it")
     if label_features is None and self.encoder is None:
-        raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one the features are "
-                        "from, or pass label_features")
+        raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one that made the "
+                        "image features, or pass label_features")
     new = _label_features(self, label_features, np.array(names), self.label_features_[:1], None)
     self.classes_ = np.append(self.classes_, names) if self.classes_.dtype.kind in "UO" else \
         np.append(self.classes_.astype(object), names)
@@ -284,7 +295,7 @@ def load(
     try: notes, t, seen = plain["notes"], tensors["label_features"], tensors["model.seen"]
     except KeyError as error: raise PZSLError(f"{checkpoint}: has no {error}; train again") from error
     est = cls(**notes["settings"]).set_params(encoder=encoder)
-    model = CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention, est.cross_attention)
+    model = _make_model(est, t, seen)
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
     return est._keep(model, Choice(**notes["choice"]), np.array(notes["classes"]), seen, t)

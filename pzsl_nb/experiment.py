@@ -9,7 +9,7 @@ __all__ = ['ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'Outcome', 'fit_t
 # %% ../nbs/50_experiment.ipynb #50-002
 import csv, dataclasses, difflib, json, re, shutil, time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Config:
     folds: int = 3
 
     def __post_init__(self):
-        for item in dataclasses.fields(self): object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        for item in dataclasses.fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         method_settings(self.method)
 
     @classmethod
@@ -66,7 +67,8 @@ class Config:
         for key in values:
             if key in known: continue
             close = difflib.get_close_matches(key, known, 1)
-            raise PZSLError(f"config: {key!r} is not a setting; " + (f"did you mean {close[0]}?" if close else f"use one of {listing(known, 30)}"))
+            hint = f"did you mean {close[0]}?" if close else f"use one of {listing(known, 30)}"
+            raise PZSLError(f"config: {key!r} is not a setting; {hint}")
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
@@ -103,13 +105,12 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
     if kind == "float" and value == "inf": value = float("inf")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if "float" in kind and number: value = float(value)
-    good = {"int": isinstance(value, int) and number, "float": isinstance(value, float), "bool": isinstance(value, bool),
-            "str": isinstance(value, str), "str | None": value is None or isinstance(value, str),
-            "float | str": isinstance(value, float) or value == "auto"}[kind]
-    if not good:
-        wanted = {"float | str": "a number or \"auto\"", "str | None": "text", "bool": "true or false", "int": "a whole number",
-                  "float": "a number", "str": "text"}[kind]
-        raise PZSLError(f"config: {item.name} is {value!r}; it must be {wanted}")
+    text = isinstance(value, str)
+    good, wanted = {"int": (isinstance(value, int) and number, "a whole number"), "str": (text, "text"),
+                    "float": (isinstance(value, float), "a number"), "bool": (isinstance(value, bool), "true or false"),
+                    "str | None": (text or value is None, "text"),
+                    "float | str": (isinstance(value, float) or value == "auto", "a number or auto")}[kind]
+    if not good: raise PZSLError(f"config: {item.name} is {value!r}; it must be {wanted}")
     low, high = _RANGES.get(item.name, (None, None))
     if low is not None and not isinstance(value, str) and not low <= value <= high:
         raise PZSLError(f"config: {item.name} is {value}; it must lie between {low} and {high}")
@@ -156,8 +157,8 @@ class Watcher:
         self.top = top
         self.kept.append(beliefs[self.positions].clone())
         row = {"entropy": float(belief_entropy(beliefs, self.sets).mean()), "flips": flips(before, top)}
-        if self.labels is not None: row["disambiguation_accuracy"] = disambiguation_accuracy(beliefs, self.sets, self.labels)
-        return row
+        if self.labels is None: return row
+        return row | {"disambiguation_accuracy": disambiguation_accuracy(beliefs, self.sets, self.labels)}
 
 # %% ../nbs/50_experiment.ipynb #50-015
 @dataclass
@@ -172,7 +173,8 @@ class Outcome:
     folder: Path | None = None
 
 
-def _measures(est: CLIPPZSL, task: Task, trust: float | None = None, gamma: float | None = None) -> tuple[dict, TopScores]:
+def _measures(est: CLIPPZSL, task: Task, trust: float | None = None,
+              gamma: float | None = None) -> tuple[dict, TopScores]:
     "S, U, H, T1 and AUSUC of an estimator on the test rows."
     top = est.top_scores(task.test_features, trust)
     return gzsl_metrics(top, task.test_labels, task.seen, est.choice_.gamma if gamma is None else gamma), top
@@ -189,8 +191,9 @@ def _about_beliefs(beliefs: Tensor, task: Task) -> dict[str, float]:
 
 def _true_sets(task: Task) -> CandidateSets:
     "Sets of one: the truth."
-    if task.labels is None: raise PZSLError(f"{task.name}: has no true labels, which the upper bound `supervised` is made from; "
-                                            "leave the bound out (--no-supervised)")
+    if task.labels is None:
+        raise PZSLError(f"{task.name}: has no true labels, which the upper bound `supervised` is made from; leave the "
+                        "bound out (--no-supervised)")
     return CandidateSets(torch.arange(len(task.labels) + 1), task.labels, task.n_classes)
 
 # %% ../nbs/50_experiment.ipynb #50-016
@@ -225,8 +228,8 @@ def measure(
     if config.method != "supervised": metrics |= _about_beliefs(est.beliefs_, task)
     zero_shot |= _about_beliefs(clip_prior(task.features, task.label_features, task.candidates, task.logit_scale), task)
     choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "epochs")}
-    row = {"method": config.method, "data": config.data, "candidates": config.candidates or "given", "seed": config.seed,
-           "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}
+    row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
+           "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}
     return row, {config.method: top, "zero-shot": frozen_top}
 
 # %% ../nbs/50_experiment.ipynb #50-018
@@ -249,10 +252,12 @@ def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
             raise PZSLError(f"{folder}: was run with another {listing(differs)} ({key} was {getattr(old, key)!r}, now "
                             f"{getattr(config, key)!r}); resume with the same, or choose another folder")
         return
-    if there and not force: raise PZSLError(f"{folder}: exists and is not empty; use --force to replace it, --resume to "
-                                            "continue it, or --out for another folder")
+    if there and not force:
+        raise PZSLError(f"{folder}: exists and is not empty; use --force to replace it, --resume to continue it, or "
+                        "--out for another folder")
     if there and not (folder/"config.json").exists():
-        raise PZSLError(f"{folder}: is not the folder of a run (it has no config.json), so it is not replaced; choose another with --out")
+        raise PZSLError(f"{folder}: has no config.json, so it is not the folder of a run and is not replaced; choose "
+                        "another folder with --out")
     if there: shutil.rmtree(folder)
     write_json(folder/"config.json", config.plain())
 
@@ -293,6 +298,7 @@ def run_experiment(
         clean, _ = fit_task(bound, task, device=device, progress=progress)
         result["supervised"], tops["supervised"] = _measures(clean, task)
     result |= {"seconds": round(time.perf_counter() - begin, 2), "peak_memory_mb": round(peak_memory_mb(), 1)}
+    if torch.cuda.is_available(): result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
     outcome = Outcome(config, task, est, result, tops, (watcher.rows, watcher.kept), out)
     if out is not None: _write(outcome)
     return outcome
@@ -303,8 +309,8 @@ def _write(outcome: Outcome) -> None:
     out, est, sets = outcome.folder, outcome.estimator, outcome.estimator.candidates_
     _write_csv(out/"history.csv", est.history_)
     with atomic_path(out/"beliefs.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(), weights=est.beliefs_.numpy(),
-                            n_classes=np.int64(sets.n_classes))
+        np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),
+                            weights=est.beliefs_.numpy(), n_classes=np.int64(sets.n_classes))
     write_json(out/"result.json", outcome.result)
 
 # %% ../nbs/50_experiment.ipynb #50-021
@@ -313,9 +319,11 @@ def read_run(
 ) -> tuple[Config, dict[str, Any]]:  # configuration, result
     "Configuration and result of a run."
     folder = Path(folder)
-    if not (folder/"config.json").exists(): raise PZSLError(f"{folder}: is not the folder of a run; make one with `pzsl run --out {folder}`")
+    if not (folder/"config.json").exists():
+        raise PZSLError(f"{folder}: is not the folder of a run; make one with `pzsl run --out {folder}`")
     config = Config.from_dict(read_json(folder/"config.json"))
-    if not (folder/"result.json").exists(): raise PZSLError(f"{folder}: this run is not finished; continue it with --resume")
+    if not (folder/"result.json").exists():
+        raise PZSLError(f"{folder}: this run is not finished; continue it with --resume")
     return config, read_json(folder/"result.json")
 
 
@@ -324,16 +332,19 @@ def read_beliefs(
 ) -> tuple[CandidateSets, Tensor]:  # n sets, (nnz,) weights
     "Candidate sets and final beliefs of a run."
     arrays = read_npz(Path(folder)/"beliefs.npz", ["indptr", "indices", "weights", "n_classes"])
-    return CandidateSets(arrays["indptr"], arrays["indices"], arrays["n_classes"].item()), torch.as_tensor(arrays["weights"])
+    sets = CandidateSets(arrays["indptr"], arrays["indices"], arrays["n_classes"].item())
+    return sets, torch.as_tensor(arrays["weights"])
 
 
 def results_table(
     result: dict[str, Any],  # as in result.json
 ) -> list[dict[str, Any]]:   # one row a model; None where a measure does not apply
     "The rows that every report shows: frozen CLIP, the method, and the clean-label bound where there is one."
-    models = {"frozen CLIP": result["zero_shot"], result["method"]: result["metrics"], "clean labels": result.get("supervised")}
+    models = {"frozen CLIP": result["zero_shot"], result["method"]: result["metrics"],
+              "clean labels": result.get("supervised")}
     keys = ("S", "U", "H", "T1", "ausuc", "disambiguation_accuracy")
-    return [{"model": name} | {key: values.get(key) for key in keys} | {"difference": values["H"] - result["zero_shot"]["H"]}
+    frozen = result["zero_shot"]["H"]
+    return [{"model": name} | {key: values.get(key) for key in keys} | {"difference": values["H"] - frozen}
             for name, values in models.items() if values is not None]
 
 # %% ../nbs/50_experiment.ipynb #50-025
@@ -367,7 +378,8 @@ def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try: rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            if number < len(lines): raise PZSLError(f"{path}: line {number} is not JSON ({error.msg}); remove it") from error
+            if number == len(lines): break
+            raise PZSLError(f"{path}: line {number} is not JSON ({error.msg}); remove it") from error
     return rows
 
 

@@ -27,7 +27,8 @@ def visual_prototypes(
         position, local_row = sets.positions(rows)
         weights, classes = beliefs[position].to(total.dtype), sets.indices[position]
         block_x = x[rows.to(x.device)].to(total)
-        table = total.new_zeros(len(rows), len(total)).index_put_((local_row, classes), weights)   # block x C, never n x C
+        table = total.new_zeros(len(rows), len(total))   # block x C, never n x C
+        table[local_row, classes] = weights
         total += table.T @ block_x
         mass.index_add_(0, classes, weights)
     shown = (mass >= least)[:, None]
@@ -43,7 +44,8 @@ class AttentionBranch(nn.Module):
         heads: int = 4,   # must divide `inner`
     ):
         super().__init__()
-        if inner % heads: raise PZSLError(f"mining: {heads} heads do not divide the inner width {inner}; choose a divisor")
+        if inner % heads:
+            raise PZSLError(f"mining: {heads} heads do not divide the inner width {inner}; choose a divisor")
         self.heads = heads
         self.norm_asks, self.norm_answers = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, inner, bias=False) for _ in range(3))

@@ -26,7 +26,8 @@ def candidate_noise(
 ) -> float:               # q, from 0 to below 1
     "The chance q of a wrong seen label to be in a set, read off the mean size 1 + q(C_s - 1)."
     q = (sets.nnz/len(sets) - 1)/max(1, int(seen.sum()) - 1)
-    if q >= 1: raise PZSLError("candidate sets: every set holds every seen class, so they say nothing; give smaller sets")
+    if q >= 1:
+        raise PZSLError("candidate sets: every set holds every seen class, so they say nothing; give smaller sets")
     return q
 
 
@@ -46,7 +47,8 @@ def estimated_curve(
     share_unseen: float,   # share of the rows that are of classes playing unseen
 ) -> Curve:                # as `seen_unseen_curve`, estimated; S and U are shares of rows here, not means over classes
     "The seen-unseen curve of held-out rows, from their candidate sets alone."
-    if not 0 < share_unseen < 1: raise PZSLError(f"estimated_curve: share_unseen is {share_unseen}; a curve needs both sides")
+    if not 0 < share_unseen < 1:
+        raise PZSLError(f"estimated_curve: share_unseen is {share_unseen}; a curve needs rows on both sides")
     return credit_curve(top, correctness(top.seen_class, sets, q)/(len(top)*(1 - share_unseen)),
                         correctness(top.unseen_class, sets, q)/(len(top)*share_unseen))
 
@@ -128,7 +130,8 @@ def score_rows(
 ) -> TopScores:              # of n rows
     "Best seen and best unseen class of every row; scores exist a block at a time."
     e = model.labels(label_features.to(model.prototypes), trust)
-    return TopScores.cat(top_scores(model.logit_scale*model.images(part.to(e), trust) @ e.T, seen) for part in x.split(block))
+    def scores(part): return model.logit_scale*model.images(part.to(e), trust) @ e.T
+    return TopScores.cat(top_scores(scores(part), seen) for part in x.split(block))
 
 
 @dataclass(frozen=True)
@@ -162,16 +165,16 @@ def _best(tops: dict, checked: CandidateSets, q: float, share_unseen: float) -> 
         if share_unseen:
             curve = estimated_curve(top, checked, q, share_unseen)
             gamma, H = plateau_gamma(curve)
-            table.append({"unseen": weight, "epochs": epoch, "trust": trust, "ausuc": area(curve), "H": H, "gamma": gamma})
+            found = {"ausuc": area(curve), "H": H, "gamma": gamma}
         else:
-            S = float(correctness(top.seen_class, checked, q).mean())
-            table.append({"unseen": weight, "epochs": epoch, "trust": trust, "S": S, "gamma": 0.})
+            found = {"S": float(correctness(top.seen_class, checked, q).mean()), "gamma": 0.}
+        table.append({"unseen": weight, "epochs": epoch, "trust": trust} | found)
     best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
     return Choice(**{key: best[key] for key in ("trust", "gamma", "unseen", "epochs")}, table=tuple(table))
 
 # %% ../nbs/41_selection.ipynb #41-019
 def choose(
-    train: Callable,         # train(x, sets, label_features, seen, unseen=weight, seed=, share=, look=) trains one model
+    train: Callable,         # train(x, sets, label_features, seen, unseen=, seed=, share=, look=) trains one model
     x: Tensor,               # (n, d) image features of the training rows
     sets: CandidateSets,     # n candidate sets
     label_features: Tensor,  # (C, d)
@@ -191,8 +194,9 @@ def choose(
     for k, fold in enumerate(folds):
         inside = rehearsal_sets(sets, fold)
         for weight in weights:
-            train(x[fold.train.to(x.device)], inside, label_features[fold.classes], fold.seen[fold.classes], unseen=weight,
-                  seed=seed + k, share=len(fold.train)/len(x), look=_watch(fold, x, label_features, looks, trusts, weight, tops))
+            look = _watch(fold, x, label_features, looks, trusts, weight, tops)
+            train(x[fold.train.to(x.device)], inside, label_features[fold.classes], fold.seen[fold.classes],
+                  unseen=weight, seed=seed + k, share=len(fold.train)/len(x), look=look)
     checked = sets.select(torch.cat([fold.check for fold in folds])).to("cpu")
     share = sum(fold.share_unseen*len(fold.check) for fold in folds)/len(checked)
     return _best(tops, checked, q, share)

@@ -137,11 +137,12 @@ def save_checkpoint(
              "notes": trainer.notes}
     if trainer.optimiser is not None:
         state = trainer.optimiser.state_dict()
-        tensors |= {f"optimiser.{i}.{key}": value for i, moments in state["state"].items() for key, value in moments.items()}
+        for i, moments in state["state"].items():
+            tensors |= {f"optimiser.{i}.{key}": value for key, value in moments.items()}
         plain |= {"groups": state["param_groups"], "schedule": trainer.schedule.state_dict()}
     header = {"pzsl": json.dumps(plain, default=lambda value: None)}   # a schedule keeps a function or two; not needed
-    with atomic_path(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary, header)
+    plain_tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with atomic_path(path) as temporary: save_file(plain_tensors, temporary, header)
 
 
 def read_checkpoint(
@@ -168,8 +169,8 @@ def load_checkpoint(
     weights, mine = part("model."), trainer.model.state_dict()
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
-        raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of epochs; "
-                        "resume with the settings of that run")
+        raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of "
+                        "epochs; resume with the settings of that run")
     trainer.model.load_state_dict(weights)
     trainer.beliefs.weights = tensors["beliefs"].to(trainer.device)
     trainer.generator.set_state(tensors["random"])
