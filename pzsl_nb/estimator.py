@@ -274,8 +274,8 @@ def add_classes(
     if taken := [name for i, name in enumerate(names) if name in set(self.classes_.tolist()) | set(names[:i])]:
         raise PZSLError(f"add_classes: {listing(map(repr, taken))} is a class already; leave it out or rename it")
     if label_features is None and self.encoder is None:
-        raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one that made the "
-                        "image features, or pass label_features")
+        raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one that made "
+                        "the image features, or pass label_features")
     new = _label_features(self, label_features, np.array(names), self.label_features_[:1], None)
     self.classes_ = np.append(self.classes_, names) if self.classes_.dtype.kind in "UO" else \
         np.append(self.classes_.astype(object), names)

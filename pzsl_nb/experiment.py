@@ -20,11 +20,11 @@ from .baselines import METHODS, method_settings
 from .core import PZSLError, atomic_path, listing, peak_memory_mb, read_json, read_npz, write_json
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL
-from .metrics import (TopScores, belief_entropy, disambiguation_accuracy, expected_calibration_error, flips,
-                             gzsl_metrics, top_belief)
+from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
+                             expected_calibration_error, flips, gzsl_metrics, top_belief)
 from .sources import load_task
 from .task import CandidateSets, Task
-from .training import Trainer
+from .training import Trainer, read_checkpoint
 
 # %% ../nbs/50_experiment.ipynb #50-005
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Watcher:
         self,
         sets: CandidateSets,       # n candidate sets
         labels: Tensor | None,     # (n,) truth, for measurement only
-        beliefs: Tensor,           # (nnz,) before training
+        beliefs: Tensor,           # (nnz,) before the first epoch to come
         most: int = 256,           # images whose beliefs are kept
     ):
         self.sets, self.labels = sets, labels
@@ -210,8 +210,9 @@ def fit_task(
     "Train the configured method on a task."
     sets = _true_sets(task) if config.method == "supervised" else task.candidates
     est = make_estimator(config, task.logit_scale, device, progress)
-    prior = clip_prior(task.features, task.label_features, sets, task.logit_scale, est.prior_temperature)
-    watcher = Watcher(sets, task.labels, prior)
+    if resume and checkpoint is not None and checkpoint.exists(): start = read_checkpoint(checkpoint)[0]["beliefs"]
+    else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale, est.prior_temperature)
+    watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
             checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher)
     return est, watcher
@@ -227,6 +228,8 @@ def measure(
     zero_shot, frozen_top = _measures(est, task, trust=0., gamma=0.)
     if config.method != "supervised": metrics |= _about_beliefs(est.beliefs_, task)
     zero_shot |= _about_beliefs(clip_prior(task.features, task.label_features, task.candidates, task.logit_scale), task)
+    for row, trust in ((metrics, None), (zero_shot, 0.)):   # known without any truth
+        row["covering_rate"] = covering_rate(est.top_scores(task.features, trust).seen_class, task.candidates)
     choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "epochs")}
     row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
            "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}

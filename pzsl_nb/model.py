@@ -86,4 +86,6 @@ class CLIPPZSLModel(nn.Module):
         label_features: Tensor,  # (C, d) unit length; any labels
         trust: float = 1.,       # 0: frozen CLIP, 1: all that was learned
     ) -> Tensor:                 # (b, C) logits
-        return self.logit_scale*self.images(x, trust) @ self.labels(label_features, trust).T
+        image, label = self.images(x, trust), self.labels(label_features, trust)
+        with torch.autocast(x.device.type, enabled=False):   # logits near 100 need more digits than bfloat16 has
+            return self.logit_scale*image.float() @ label.float().T

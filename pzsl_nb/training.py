@@ -53,7 +53,8 @@ class Trainer:
         self.amp = self.device.type == "cuda"
         self.model, self.loss, self.beliefs = model.to(self.device), loss, beliefs
         beliefs.sets, beliefs.weights = beliefs.sets.to(self.device), beliefs.weights.to(self.device)
-        self.x, self.label_features = x, label_features.to(self.device)
+        fits = self.device.type == "cuda" and 4*x.nbytes < torch.cuda.mem_get_info(self.device)[0]
+        self.x, self.label_features = x.to(self.device) if fits else x, label_features.to(self.device)
         self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
