@@ -31,6 +31,7 @@ class CandidateNLL:
         local_row: Tensor,      # (m,) int64, the row of each candidate
         classes: Tensor,        # (m,) int64, its class
     ) -> dict[str, Tensor]:     # `loss`, mean over the batch, in nats
+        "The loss of a batch, called as the three terms are."
         log_p = seen_log_probabilities(logits, seen)[local_row, classes]
         top = log_p.detach().new_full((len(logits),), -torch.inf).scatter_reduce(0, local_row, log_p.detach(), "amax")
         inside = row_sum((log_p - top[local_row]).exp(), local_row, len(logits))   # a segment log-sum-exp

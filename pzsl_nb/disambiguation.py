@@ -60,7 +60,7 @@ class Beliefs:
         self,
         sets: CandidateSets,    # n candidate sets
         weights: Tensor,        # (nnz,) to start from, adding up to 1 in a row
-        momentum: float = .9,   # 0: the current opinion, 1: the prior for ever
+        momentum: float = .3,   # 0: the last opinion, 1: the prior for ever
     ):
         if not 0 <= momentum <= 1: raise PZSLError(f"beliefs: momentum is {momentum}; it must lie between 0 and 1")
         if weights.shape != sets.indices.shape:

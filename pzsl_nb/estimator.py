@@ -6,6 +6,7 @@
 __all__ = ['as_candidates', 'CLIPPZSL']
 
 # %% ../nbs/42_estimator.ipynb #42-002
+import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .core import PZSLError, listing, patch_to, seed_everything
-from .disambiguation import Beliefs, clip_prior
+from .core import PZSLError, content_hash, listing, patch_to, seed_everything
+from .disambiguation import Beliefs, clip_prior, uniform_prior
 from .loss import PartialZeroShotLoss
 from .metrics import TopScores, top_belief
 from .mining import visual_prototypes
 from .model import CLIPPZSLModel
 from .selection import TRUSTS, Choice, choose, score_rows
 from .task import CandidateSets
-from .training import Trainer, load_checkpoint, read_checkpoint, run
+from .training import Trainer, load_checkpoint, read_checkpoint, run, save_checkpoint
 
 # %% ../nbs/42_estimator.ipynb #42-005
 def as_candidates(
@@ -50,6 +51,8 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     rows = list(np.asarray(candidates) if hasattr(candidates, "__array__") else candidates)
     if not rows: raise PZSLError("candidates: there are none; give a set of classes for every image")
     rows = [list(row) if isinstance(row, (list, tuple, set, frozenset, np.ndarray)) else [row] for row in rows]
+    if twice := [i for i, row in enumerate(rows) if len(set(row)) < len(row)]:
+        raise PZSLError(f"candidates: row {listing(twice)} names a class twice; name it once (a mask must be an array)")
     values = np.array([value for row in rows for value in row])
     names = np.unique(values) if names is None else names
     by_number = values.dtype.kind in "iu" and names.dtype.kind not in "iuf"   # numbers where classes have names
@@ -104,8 +107,10 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
     if model.encoder is not None:
         from pzsl_nb.encoders import label_features
         return label_features(model.encoder, [str(name) for name in classes])
-    uniform = (1/sets.sizes.float())[sets.rows]
-    return visual_prototypes(x, uniform, sets, torch.zeros(len(classes), x.shape[1]), least=0.)
+    if len(never := sorted(set(range(len(classes))) - set(sets.indices.tolist()))):
+        raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words can "
+                        "tell what it is; pass label_features, or an encoder")
+    return visual_prototypes(x, uniform_prior(sets), sets, torch.zeros(len(classes), x.shape[1]), least=0.)
 
 
 def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor) -> CLIPPZSLModel:
@@ -142,11 +147,11 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
                 return look(trainer.model, trainer.epoch) or {}
             run(_make_trainer(est, x, sets, t, seen, unseen, seed, share), on_epoch=step, progress=False)
         prior = clip_prior(x, t, sets, est.logit_scale)
-        found = choose(train, x, sets, t, seen, prior, est.epochs, weights, trusts, est.folds, est.random_state)
+        found = choose(train, x, sets, t, seen, prior, est.epochs, weights, trusts, est.folds, est._seed())
     return Choice(**{**vars(found), **fixed})
 
 # %% ../nbs/42_estimator.ipynb #42-011
-def _check_input(est: CLIPPZSL, X: Any, candidates: Any, class_names: Sequence | None) -> tuple:
+def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
     "Unit image features, candidate sets and classes, or a complaint."
     if candidates is None:
         raise PZSLError("fit requires y to be passed, but the target y is None; give a candidate set for every row")
@@ -155,10 +160,25 @@ def _check_input(est: CLIPPZSL, X: Any, candidates: Any, class_names: Sequence |
         if not np.isfinite(candidates).all():
             raise PZSLError("candidates: some labels are NaN or infinite; leave those rows out")
     x = torch.as_tensor(validate_data(est, X, dtype=np.float32))
-    sets, classes = as_candidates(candidates, class_names)
+    sets, classes = as_candidates(candidates, names)
     if len(sets) != len(x):
         raise PZSLError(f"candidates: {len(sets):,} sets and {len(x):,} rows of X are inconsistent; give one set a row")
     return torch.nn.functional.normalize(x, dim=1), sets, classes
+
+
+def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
+    "The (C,) bool of seen classes: those given, which have to hold all candidates, else those that occur."
+    occurs = torch.zeros(sets.n_classes, dtype=torch.bool).index_fill_(0, sets.indices, True)
+    seen = occurs if given is None else torch.as_tensor(np.asarray(given), dtype=torch.bool)
+    if seen.shape != occurs.shape:
+        raise PZSLError(f"seen: shape {tuple(seen.shape)}; give one value for each of {len(occurs)} classes")
+    if (wrong := occurs & ~seen).any():
+        rows = sets.rows[wrong[sets.indices]].unique().tolist()
+        raise PZSLError(f"candidates: unseen class {listing(wrong.nonzero()[:, 0].tolist())} is in the set of row "
+                        f"{listing(rows)}; remove it there or count the class as seen")
+    if seen.sum() < 2:
+        raise PZSLError(f"candidates: only {int(seen.sum())} class occurs; at least 2 classes are needed")
+    return seen
 
 
 @patch_to(CLIPPZSL)
@@ -176,18 +196,21 @@ def fit(
     on_epoch: Callable[[Trainer], dict] | None = None,  # adds to the row of each epoch
 ) -> CLIPPZSL:
     "Choose by rehearsal, train on everything, keep what was found."
+    if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
-    occurs = torch.zeros(len(classes), dtype=torch.bool).index_fill_(0, sets.indices, True)
-    seen = occurs if seen is None else torch.as_tensor(np.asarray(seen), dtype=torch.bool)
-    if seen.sum() < 2:
-        raise PZSLError(f"candidates: only {int(seen.sum())} class occurs; at least 2 classes are needed")
-    t = _label_features(self, label_features, classes, x, sets)
+    seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
+    same = content_hash(x, sets.indptr, sets.indices, t, seen, self._plain_settings())
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
-    notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else None
+    notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
+    if notes.get("same") != same:
+        raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; resume "
+                        "with the same, or start anew without it")
     choice = Choice(**notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
     trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed())
+    trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
+                     "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
-    trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings()}
+    elif checkpoint is not None: save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
     self.history_ = run(trainer, choice.epochs, checkpoint, every, on_epoch, self.progress)
     return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs.weights.cpu())
 
@@ -195,14 +218,15 @@ def fit(
 @patch_to(CLIPPZSL)
 def _seed(self) -> int:
     "A whole number from `random_state`, whatever scikit-learn allows there."
-    if isinstance(self.random_state, int): return self.random_state
+    if isinstance(self.random_state, numbers.Integral): return int(self.random_state)
     return int(check_random_state(self.random_state).randint(2**31))
 
 
 @patch_to(CLIPPZSL)
 def _plain_settings(self) -> dict[str, Any]:
-    "The settings that are plain values, to be kept with a checkpoint."
-    return {key: value for key, value in self.get_params().items() if isinstance(value, (int, float, str, bool))}
+    "The settings that shape a model and are plain values, to be kept with a checkpoint."
+    return {key: value for key, value in self.get_params().items()
+            if isinstance(value, (int, float, str, bool)) and key not in ("device", "progress")}
 
 
 @patch_to(CLIPPZSL)
@@ -218,47 +242,44 @@ def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen:
 
 # %% ../nbs/42_estimator.ipynb #42-014
 @patch_to(CLIPPZSL)
-def _calibrated(
-    self,
-    X: Any,  # (m, d) image features
-) -> np.ndarray:  # (m, C) calibrated logits, one column for each of `classes_`
-    "Scaled cosines, less gamma for seen classes."
+def _unit_rows(self, X: Any) -> Tensor:
+    "Checked image features of unit length."
     check_is_fitted(self, "model_")
-    x = torch.nn.functional.normalize(torch.as_tensor(validate_data(self, X, dtype=np.float32, reset=False)), dim=1)
-    with torch.no_grad():
-        z = torch.cat([self.model_(part, self.label_features_, self.choice_.trust) for part in x.split(4096)])
-    return (z - self.choice_.gamma*self.seen_).numpy()
-
-
-@patch_to(CLIPPZSL)
-def predict_proba(
-    self,
-    X: Any,  # (m, d) image features
-) -> np.ndarray:  # (m, C) rows add up to 1
-    "Probability of each of `classes_`."
-    return torch.as_tensor(self._calibrated(X)).double().softmax(1).numpy()
-
-
-@patch_to(CLIPPZSL)
-def predict(
-    self,
-    X: Any,  # (m, d) image features
-) -> np.ndarray:  # (m,) of `classes_`
-    "The class with the highest calibrated score, seen or unseen."
-    best = self._calibrated(X).argmax(1)
-    return self.classes_[best]
+    return torch.nn.functional.normalize(torch.as_tensor(validate_data(self, X, dtype=np.float32, reset=False)), dim=1)
 
 
 @patch_to(CLIPPZSL)
 def top_scores(
     self,
-    X: Any,  # (m, d) image features
+    X: Any,                      # (m, d) image features
     trust: float | None = None,  # None: as chosen; 0: frozen CLIP
-) -> TopScores:  # best seen and best unseen class of every row, before calibration
-    "What the measures need; memory does not grow with the number of classes."
-    check_is_fitted(self, "model_")
-    x = torch.nn.functional.normalize(torch.as_tensor(validate_data(self, X, dtype=np.float32, reset=False)), dim=1)
+) -> TopScores:                  # best seen and best unseen class of every row, before calibration
+    "What predictions and measures need."
+    x = self._unit_rows(X)
     return score_rows(self.model_, x, self.label_features_, self.seen_, self.choice_.trust if trust is None else trust)
+
+
+@patch_to(CLIPPZSL)
+def predict(
+    self,
+    X: Any,        # (m, d) image features
+) -> np.ndarray:   # (m,) of `classes_`
+    "The class with the highest calibrated score, seen or unseen; a tie goes to the unseen one."
+    top = self.top_scores(X)
+    best = torch.where(top.seen_score - top.unseen_score > self.choice_.gamma, top.seen_class, top.unseen_class)
+    return self.classes_[best.numpy()]
+
+
+@patch_to(CLIPPZSL)
+def predict_proba(
+    self,
+    X: Any,        # (m, d) image features
+) -> np.ndarray:   # (m, C) float64, rows add up to 1
+    "Probability of each of `classes_`."
+    x = self._unit_rows(X)
+    with torch.no_grad():
+        z = torch.cat([self.model_(part, self.label_features_, self.choice_.trust) for part in x.split(4096)])
+    return (z.double() - self.choice_.gamma*self.seen_).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016
 @patch_to(CLIPPZSL)

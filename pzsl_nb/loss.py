@@ -62,10 +62,10 @@ def unseen_divergence(
 # %% ../nbs/31_loss.ipynb #31-018
 @dataclass(frozen=True)
 class PartialZeroShotLoss:
-    "Weights of the three terms; a weight of 0 leaves the term out and costs nothing."
+    "Weights of the three terms; a weight of 0 leaves the term out."
     cross_entropy: float = 1.
-    alignment: float = 1.
-    unseen: float = 1.
+    alignment: float = .3
+    unseen: float = 3.
 
     def __call__(
         self,
@@ -77,6 +77,7 @@ class PartialZeroShotLoss:
         local_row: Tensor,      # (m,) int64
         classes: Tensor,        # (m,) int64
     ) -> dict[str, Tensor]:     # mean of each term over the batch, and their weighted sum as `loss`
+        "The terms by name, and the loss."
         terms, given = {}, (weights, local_row, classes)
         if self.cross_entropy:
             terms["cross_entropy"] = weighted_cross_entropy(seen_log_probabilities(logits, seen), *given).mean()

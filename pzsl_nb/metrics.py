@@ -253,7 +253,7 @@ def approximated_accuracy(
 
 # %% ../nbs/40_metrics.ipynb #40-047
 def accuracy_from_covering(
-    covering: float,  # covering rate of predictions on sets that were not trained on
+    covering: float | Tensor,  # covering rate of predictions on sets that were not trained on, or 0 and 1 row by row
     q: float,         # chance of each wrong label, as in `uniform:q`
 ) -> float:
     "Estimated accuracy, (covering - q)/(1 - q); below 0 where predictions are worse than the rule allows for."

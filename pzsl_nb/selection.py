@@ -7,7 +7,7 @@ __all__ = ['TRUSTS', 'candidate_noise', 'correctness', 'estimated_curve', 'plate
            'score_rows', 'Choice', 'choose']
 
 # %% ../nbs/41_selection.ipynb #41-002
-import dataclasses
+import dataclasses, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .core import PZSLError
-from .metrics import Curve, TopScores, area, credit_curve, top_scores
+from .metrics import Curve, TopScores, accuracy_from_covering, area, credit_curve, top_scores
 from .task import CandidateSets
 
 # %% ../nbs/41_selection.ipynb #41-005
@@ -37,9 +37,9 @@ def correctness(
     q: float,             # from `candidate_noise`
 ) -> Tensor:              # (n,) float64, 1[prediction is right] on average; single values are 1 or -q/(1-q)
     "Unbiased estimate of whether each prediction is right, from its set alone."
-    return (sets.contains(predicted).double() - q)/(1 - q)
+    return accuracy_from_covering(sets.contains(predicted).double(), q)
 
-# %% ../nbs/41_selection.ipynb #41-009
+# %% ../nbs/41_selection.ipynb #41-011
 def estimated_curve(
     top: TopScores,        # k rows that were not trained on
     sets: CandidateSets,   # their k candidate sets
@@ -57,12 +57,12 @@ def plateau_gamma(
     curve: Curve,             # of validation rows
     within: float = .01,      # H that counts as equally good
 ) -> tuple[float, float]:     # gamma, best H
-    "The middle of all gammas whose H is as good as the best: on a noisy curve, steadier than the best one."
+    "Mean of all gammas whose H is nearly the best: on a noisy curve, steadier than the best one."
     H = torch.nan_to_num(2*curve.S.clamp_min(0)*curve.U.clamp_min(0)/(curve.S + curve.U))
     good = (H >= H.max() - within) & curve.gamma.isfinite()
     return (float(curve.gamma[good].mean()) if good.any() else 0.), float(H.max())
 
-# %% ../nbs/41_selection.ipynb #41-013
+# %% ../nbs/41_selection.ipynb #41-015
 @dataclass(frozen=True, eq=False)
 class Fold:
     "One rehearsal of the real task inside its training data."
@@ -73,7 +73,9 @@ class Fold:
     share_unseen: float   # share of the check rows that show a class playing unseen, by the prior
 
     @property
-    def classes(self) -> Tensor: return (self.seen | self.plays_unseen).nonzero()[:, 0]   # (c,) labels of the rehearsal
+    def classes(self) -> Tensor:  # (c,) int64
+        "The labels of the rehearsal, ascending."
+        return (self.seen | self.plays_unseen).nonzero()[:, 0]
 
 
 def rehearsals(
@@ -86,10 +88,11 @@ def rehearsals(
     most: int = 20_000,    # at most so many rows are checked on in a fold
 ) -> list[Fold]:
     "Folds over rows and over seen classes; empty where fewer than four seen classes leave nothing to rehearse with."
+    if count < 2: raise PZSLError(f"folds: {count} is not enough; rehearsal needs at least 2")
     g, names = torch.Generator().manual_seed(seed + 1000), seen.nonzero()[:, 0].cpu()
     if len(names) < 4: return []
     unseen = int((~seen).sum())
-    playing = min(max(2, round(len(names)*unseen/len(seen))), len(names) - 2) if unseen else 0
+    playing = min(max(2, round(len(names)*unseen/len(seen))), len(names)//2) if unseen else 0
     names, order, made = names[torch.randperm(len(names), generator=g)], torch.randperm(len(sets), generator=g), []
     for k in range(count):
         plays = torch.zeros_like(seen)
@@ -98,9 +101,12 @@ def rehearsals(
         stays = prior.new_zeros(len(sets)).index_add(0, sets.rows, (seen & ~plays)[sets.indices].to(prior))
         checked = torch.zeros(len(sets), dtype=torch.bool)
         checked[order[k::count]] = True
-        train = (~checked & (mass < max(leak, 1e-9)).cpu() & (stays > 0).cpu()).nonzero()[:, 0]
+        usable = ~checked & (stays > 0).cpu()
+        train = (usable & (mass < max(leak, 1e-9)).cpu()).nonzero()[:, 0]
+        if len(train) < max(8, .1*int(usable.sum())):
+            train = usable.nonzero()[:, 0][mass.cpu()[usable].argsort()[:-(-int(usable.sum())//2)]].sort().values
         check = order[k::count][:most]
-        made.append(Fold(seen & ~plays, plays, train, check, float(mass[check].mean())))
+        if len(train): made.append(Fold(seen & ~plays, plays, train, check, float(mass[check].mean())))
     return made
 
 
@@ -115,7 +121,7 @@ def rehearsal_sets(
     kept = fold.seen[part.indices]
     return CandidateSets.from_pairs(part.rows[kept], number[part.indices[kept]], len(fold.train), len(fold.classes))
 
-# %% ../nbs/41_selection.ipynb #41-017
+# %% ../nbs/41_selection.ipynb #41-019
 TRUSTS = (0., .25, .5, .75, 1.)
 
 
@@ -143,7 +149,7 @@ class Choice:
     epochs: int = 0      # where training stops
     table: tuple[dict[str, float], ...] = ()  # one row for every option: its estimated area, H, gamma
 
-# %% ../nbs/41_selection.ipynb #41-018
+# %% ../nbs/41_selection.ipynb #41-020
 def _watch(fold: Fold, x: Tensor, label_features: Tensor, epochs: Sequence[int], trusts: Sequence[float],
            weight: float, into: dict) -> Callable:
     "A function that looks at a fold's model after some epochs and keeps what the curve needs."
@@ -172,7 +178,7 @@ def _best(tops: dict, checked: CandidateSets, q: float, share_unseen: float) -> 
     best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
     return Choice(**{key: best[key] for key in ("trust", "gamma", "unseen", "epochs")}, table=tuple(table))
 
-# %% ../nbs/41_selection.ipynb #41-019
+# %% ../nbs/41_selection.ipynb #41-021
 def choose(
     train: Callable,         # train(x, sets, label_features, seen, unseen=, seed=, share=, look=) trains one model
     x: Tensor,               # (n, d) image features of the training rows
@@ -189,7 +195,10 @@ def choose(
     "Weight of the third term, stopping epoch, trust and gamma with the best estimated seen-unseen curve."
     folds = rehearsals(sets, prior, seen, count, seed) if epochs else []
     weights = weights if (~seen).any() else weights[:1]
-    if not folds: return Choice(trust=trusts[-1], unseen=weights[0], epochs=epochs)
+    if not folds:
+        if epochs and (~seen).any():
+            warnings.warn(f"{int(seen.sum())} seen classes are too few to rehearse with: trust {trusts[-1]:g}, gamma 0")
+        return Choice(trust=trusts[-1], unseen=weights[0], epochs=epochs)
     q, looks, tops = candidate_noise(sets, seen), sorted({max(1, epochs//2), epochs}), {}
     for k, fold in enumerate(folds):
         inside = rehearsal_sets(sets, fold)

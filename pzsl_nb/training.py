@@ -34,7 +34,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 # %% ../nbs/34_training.ipynb #34-007
 class Trainer:
-    "Trains a model on candidate sets; `state` and `load` make it resumable."
+    "Trains a model on candidate sets; `save_checkpoint` and `load_checkpoint` make it resumable."
     def __init__(
         self,
         model: nn.Module,          # see the table above
@@ -42,7 +42,7 @@ class Trainer:
         beliefs: Any,              # the weight of every candidate and its rule
         x: Tensor,                 # (n, d) float32 image features, unit length
         label_features: Tensor,    # (C, d) float32, unit length
-        epochs: int = 30,          # planned: the schedule is laid out for these
+        epochs: int = 20,          # planned: the schedule is laid out for these
         lr: float = 1e-3,          # highest learning rate of AdamW
         weight_decay: float = 1e-2,  # of AdamW
         batch_size: int = 256,     # images
@@ -141,7 +141,8 @@ def save_checkpoint(
         for i, moments in state["state"].items():
             tensors |= {f"optimiser.{i}.{key}": value for key, value in moments.items()}
         plain |= {"groups": state["param_groups"], "schedule": trainer.schedule.state_dict()}
-    header = {"pzsl": json.dumps(plain, default=lambda value: None)}   # a schedule keeps a function or two; not needed
+    functions_out = lambda value: None if callable(value) else value.item()   # a schedule keeps functions; not needed
+    header = {"pzsl": json.dumps(plain, default=functions_out)}
     plain_tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with atomic_path(path) as temporary: save_file(plain_tensors, temporary, header)
 
