@@ -7,15 +7,15 @@ __all__ = ['app', 'Data', 'Candidates', 'Seed', 'Device', 'Settings', 'Resume', 
            'results_text', 'ablation_text', 'run_command', 'labels', 'predict', 'ablate', 'pretrain']
 
 # %% ../nbs/60_cli.ipynb #60-003
-import contextlib, csv, os, shlex, shutil, sys
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib, csv, os, shlex, sys, zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TYPE_CHECKING
 
 import typer
 from typer import Option
 
-from . import __version__
+import pzsl_nb
 from .core import PZSLError, atomic_path, listing, pick_device, read_npz
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ app = typer.Typer(name="pzsl", add_completion=False, rich_markup_mode=None, pret
 def _show_version(wanted: bool) -> None:
     "Print the version and leave, before any command is looked for."
     if wanted:
-        print(f"pzsl {__version__}")
+        print(f"pzsl {pzsl_nb.__version__}")
         raise typer.Exit()
 
 
@@ -54,6 +54,10 @@ _UsageError = typer.BadParameter.__base__   # click's own; recent versions of ty
 _RESUMABLE = ("run", "ablate")
 
 
+class _Complete(Exception):
+    "Stopped with Ctrl-C when all but the pictures was done: there is nothing to resume."
+
+
 def _one_line(thing: str, message: str) -> None:
     "A complaint on stderr, whatever it was made of, in one line."
     print(f"{thing}: {' '.join(message.split())}", file=sys.stderr)
@@ -63,8 +67,8 @@ def _stopped(arguments: Sequence[str]) -> None:
     "After Ctrl-C: the command that goes on where this one stopped."
     words = [word for word in arguments if word not in ("--force", "--resume")]
     name = f"pzsl {arguments[0]}" if arguments else "pzsl"
-    going_on = words and words[0] in _RESUMABLE
-    _one_line(name, f"stopped; go on with: pzsl {shlex.join(words)} --resume" if going_on else "stopped; nothing was written")
+    if words and words[0] in _RESUMABLE: _one_line(name, f"stopped; go on with: pzsl {shlex.join(words)} --resume")
+    else: _one_line(name, "stopped; nothing was written")
 
 # %% ../nbs/60_cli.ipynb #60-009
 def main(
@@ -76,6 +80,9 @@ def main(
     try:
         code = typer.main.get_command(app).main(arguments, "pzsl", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort): code = 130
+    except _Complete as note:
+        _one_line("pzsl", str(note))
+        return 130
     except _UsageError as error:
         where = error.ctx.command_path if error.ctx else "pzsl"
         _one_line(where, f"{error.format_message().rstrip('.')}; see {where} --help")
@@ -98,7 +105,8 @@ Candidates = Annotated[Optional[str], Option("--candidates", metavar="RULE:ARGS"
 Seed = Annotated[int, Option("--seed", help="Of pictures, candidate sets, rehearsal and training.")]
 Device = Annotated[str, Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Settings = Annotated[Optional[list[str]], Option("--set", metavar="KEY=VALUE", help=
-    "Any other setting, as often as you like: --set lr=0.0005 --set trust=1. A wrong key is answered with the right ones.")]
+    "Any other setting, as often as you like: --set lr=0.0005 --set trust=1. "
+    "A wrong key is answered with the right one.")]
 Resume = Annotated[bool, Option("--resume", help="Go on with what was stopped; the configuration must be the same.")]
 Force = Annotated[bool, Option("--force", help="Replace what is there.")]
 Debug = Annotated[bool, Option("--debug", help="Show the traceback of an error.")]
@@ -106,10 +114,18 @@ Run = Annotated[Path, Option("--run", metavar="DIR", help="Folder of a finished 
 Table = Annotated[Optional[Path], Option("--out", metavar="FILE.csv", help="File to write. Without it: the screen.")]
 
 
+def _brings_sets(data: str) -> bool:
+    "Does a feature file hold candidate sets of its own? A file that cannot be read is left to who has to read it."
+    if not data.endswith(".npz"): return False
+    try:
+        with zipfile.ZipFile(data) as archive: return "candidates_indptr.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile): return True
+
+
 def _make_config(data: str, candidates: str | None, settings: Sequence[str] | None, **others: Any) -> "Config":
     "The configuration that the words on the command line stand for."
     from pzsl_nb.experiment import Config
-    if candidates is None and not data.endswith(".npz"): candidates = "uniform:0.3"   # only a file can bring sets
+    if candidates is None and not _brings_sets(data): candidates = "uniform:0.3"
     return Config(data=data, candidates=candidates, **others).with_settings(settings or [])
 
 
@@ -120,9 +136,9 @@ def _not_both(resume: bool, force: bool) -> None:
 # %% ../nbs/60_cli.ipynb #60-020
 def _columns(rows: Sequence[Sequence[str]]) -> str:
     "Lines of aligned text: the first column to the left, the others to the right."
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
-                     for row in rows)
+    first, *others = (max(map(len, column)) for column in zip(*rows))
+    lines = ([row[0].ljust(first), *(text.rjust(width) for text, width in zip(row[1:], others))] for row in rows)
+    return "\n".join(map("  ".join, lines))
 
 
 def results_text(
@@ -134,8 +150,9 @@ def results_text(
     percent = lambda value: "-" if value is None or value != value else f"{100*value:.1f}"
     rows = [["percent", *keys.values(), "H against frozen"]]
     for row in results_table(result):
-        against = "" if row["model"] == "frozen CLIP" else f"{100*row['difference']:+.1f}"
-        rows.append([row["model"], *(percent(row[key]) for key in keys), against])
+        name = {"clip-pzsl": "CLIP-PZSL"}.get(row["model"], row["model"])
+        against = "-" if name == "frozen CLIP" else f"{100*row['difference']:+.1f}"
+        rows.append([name, *(percent(row[key]) for key in keys), against])
     return _columns(rows)
 
 
@@ -153,11 +170,15 @@ def ablation_text(
 
 # %% ../nbs/60_cli.ipynb #60-024
 @contextlib.contextmanager
-def _nothing_half_written(out: Path, may_be_ours: bool) -> Iterator[None]:
-    "Take a folder away that holds no more than the configuration of a run which was refused."
+def _nothing_half_written(out: Path, force: bool) -> Iterator[None]:
+    "Take away what was made for a run that was then refused: no more than its configuration, and folders."
+    absent = [path for path in (out, *out.parents) if not path.exists()]
+    ours = force or absent or out.is_dir() and not any(out.iterdir())
     try: yield
     except PZSLError:
-        if may_be_ours and out.is_dir() and [path.name for path in out.iterdir()] == ["config.json"]: shutil.rmtree(out)
+        if ours and out.is_dir() and [path.name for path in out.iterdir()] == ["config.json"]:
+            (out/"config.json").unlink()
+            for path in absent: path.rmdir()
         raise
 
 
@@ -176,11 +197,14 @@ def run_command(
     data: Data = "shapes",
     candidates: Candidates = None,
     method: Annotated[str, Option("--method", help=
-        "clip-pzsl; zero-shot (frozen CLIP); supervised (true labels); cc or proden (older partial-label methods).")] = "clip-pzsl",
+        "clip-pzsl, zero-shot (frozen CLIP), supervised (true labels), cc or proden (older methods for partial labels)."
+        )] = "clip-pzsl",
     seed: Seed = 0,
-    epochs: Annotated[Optional[int], Option("--epochs", help="Passes over the images; short for --set epochs=N.")] = None,
+    epochs: Annotated[Optional[int], Option("--epochs", help=
+        "Passes over the images; short for --set epochs=N.")] = None,
     device: Device = "auto",
-    out: Annotated[Optional[Path], Option("--out", metavar="DIR", help="Folder of the run. Without it: runs/<name>.")] = None,
+    out: Annotated[Optional[Path], Option("--out", metavar="DIR", help=
+        "Folder of the run. Without it: runs/<name>.")] = None,
     resume: Resume = False,
     force: Force = False,
     settings: Settings = None,
@@ -200,25 +224,27 @@ def run_command(
     config = _make_config(data, candidates, [*(settings or []), *more], method=method, seed=seed)
     out = out or Path("runs")/run_name(config)
     pick_device(device)   # complains before anything is written
-    fresh = not out.exists() or out.is_dir() and not any(out.iterdir())
-    with _nothing_half_written(out, fresh or force):
+    with _nothing_half_written(out, force):
         outcome = run_experiment(config, out, device=device, resume=resume, force=force, supervised=supervised)
     print(f"\n{outcome.task.summary()}\n\n{results_text(outcome.result)}\n\n{_say_choice(outcome.estimator)}")
+    print(f"Run in {out}: {outcome.result['seconds']:.0f} s, {outcome.result['peak_memory_mb']:.0f} MB")
     if figures:
         from pzsl_nb.figures import draw_run
-        names = [path.name for path in draw_run(outcome, out/"figures")]
+        try: names = [path.name for path in draw_run(outcome, out/"figures")]
+        except KeyboardInterrupt: raise _Complete(f"stopped; the run in {out} is complete but for its figures") from None
         print(f"Figures in {out/'figures'}: {listing(names, 20)}")
-    print(f"Run in {out}: {outcome.result['seconds']:.0f} s, {outcome.result['peak_memory_mb']:.0f} MB")
 
-# %% ../nbs/60_cli.ipynb #60-034
+# %% ../nbs/60_cli.ipynb #60-035
 @contextlib.contextmanager
 def _csv_writer(out: Path | None, force: bool) -> Iterator[Any]:
     "A writer of CSV rows, to a file that appears whole or not at all, or to the screen."
     if out is None:
         yield csv.writer(sys.stdout, lineterminator="\n")
         return
-    if out.exists() and not force: raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
-    with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file: yield csv.writer(file)
+    if out.exists() and not force:
+        raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
+    with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        yield csv.writer(file)
 
 
 def _image_numbers(config: "Config", data: str | None, count: int) -> "np.ndarray":  # (count,) int64
@@ -227,7 +253,8 @@ def _image_numbers(config: "Config", data: str | None, count: int) -> "np.ndarra
     spec = data or config.data
     if not spec.endswith(".npz"): return np.arange(count)
     try: arrays = read_npz(spec, ["y_train", "unseen"])
-    except PZSLError as error: raise PZSLError(f"{error} (the run's data, for row numbers; --data says where they are now)") from error
+    except PZSLError as error:
+        raise PZSLError(f"{error} (the run's data, for row numbers; --data says where they are now)") from error
     labels, unseen = arrays["y_train"].astype(np.int64), arrays["unseen"].astype(bool)
     numbers = np.flatnonzero(~unseen[labels.clip(0, len(unseen) - 1)])
     if len(numbers) != count:
@@ -235,19 +262,20 @@ def _image_numbers(config: "Config", data: str | None, count: int) -> "np.ndarra
                         "pass --data with the file of the run")
     return numbers
 
-# %% ../nbs/60_cli.ipynb #60-035
+# %% ../nbs/60_cli.ipynb #60-036
 @app.command()
 def labels(
     run: Run,
-    data: Annotated[Optional[str], Option("--data", metavar="FILE.npz", help="Where the run's data are now, if they moved.")] = None,
+    data: Annotated[Optional[str], Option("--data", metavar="FILE.npz", help=
+        "Where the run's data are now, if they moved.")] = None,
     out: Table = None,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """The cleaned labels of the training images, as CSV: image, candidates, label, belief.
+    """The cleaned labels of the training images, as CSV.
 
-    Candidates are joined by |. The label is the candidate with the largest belief; sort by belief to find the images
-    that are worth a second look.
+    Columns: image, candidates (joined by |), label, belief. The label is the candidate with the largest belief; sort by
+    belief to find the images that are worth a second look.
     """
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import read_beliefs, read_run
@@ -261,20 +289,21 @@ def labels(
         for row, (number, label, belief) in enumerate(zip(numbers.tolist(), chosen.tolist(), weight.tolist())):
             writer.writerow([number, "|".join(names[c] for c in sets[row]), names[label], f"{belief:.4f}"])
 
-# %% ../nbs/60_cli.ipynb #60-040
+# %% ../nbs/60_cli.ipynb #60-041
 def _add_names(est: "CLIPPZSL", config: "Config", classes: str, encoder: str | None) -> None:
     "Add classes by name to a fitted estimator."
     from pzsl_nb.encoders import load_encoder
     names = [name.strip() for name in classes.split(",")]
     if not all(names): raise typer.BadParameter(f"--classes {classes!r} has an empty name; write \"red fox,okapi\"")
     if encoder is None and config.data.endswith(".npz"):
-        raise PZSLError(f"--classes: names become features only in the encoder that made {config.data}; add --encoder with an "
-                        "open_clip model (such as ViT-B-32:openai) or local-dir:FOLDER")
-    name, _, pretrained = (encoder or "embedded").partition(":") if not (encoder or "").startswith("local-dir:") else (encoder, "", "")
-    est.encoder = load_encoder(name, pretrained or None, "cpu")
-    width = est.encoder.encode_text(["a"]).shape[1]
-    if width != est.n_features_in_:
-        raise PZSLError(f"--encoder {est.encoder.name}: its features are {width} wide and the run's {est.n_features_in_}; "
+        raise PZSLError(f"--classes: names become features only in the encoder that made {config.data}; add --encoder "
+                        "with an open_clip model (such as ViT-B-32:openai) or local-dir:FOLDER")
+    name, pretrained = encoder or "embedded", None
+    if not name.startswith("local-dir:") and ":" in name: name, pretrained = name.split(":", 1)
+    est.encoder = load_encoder(name, pretrained, "cpu")
+    width, wanted = est.encoder.encode_text(["a"]).shape[1], est.n_features_in_
+    if width != wanted:
+        raise PZSLError(f"--encoder {est.encoder.name}: its features are {width} wide and the run's {wanted}; "
                         "name the encoder that the run's features are from")
     est.add_classes(names)
 
@@ -285,16 +314,18 @@ def _test_features(spec: str, seed: int, width: int) -> "np.ndarray":  # (m, wid
     from pzsl_nb.sources import find_source
     source = find_source(spec)
     if not spec.endswith(".npz"): return source(spec, seed=seed).test_features.numpy()
-    table = read_npz(spec, ["X_test"])["X_test"]
+    table, thing = read_npz(spec, ["X_test"])["X_test"], f"{spec}: key 'X_test'"
     if table.ndim != 2 or table.dtype.kind not in "fiu" or 0 in table.shape:
-        raise PZSLError(f"{spec}: key 'X_test' has shape {table.shape} of {table.dtype}; save one row of numbers an image")
+        raise PZSLError(f"{thing} has shape {table.shape} of {table.dtype}; save one row of numbers an image")
     if table.shape[1] != width:
-        raise PZSLError(f"{spec}: key 'X_test' is {table.shape[1]} wide and the run's features {width}; take the same encoder")
+        raise PZSLError(f"{thing} is {table.shape[1]} wide and the run's features {width}; take the same encoder")
     if len(bad := np.flatnonzero(~np.isfinite(table).all(1))):
-        raise PZSLError(f"{spec}: key 'X_test' has NaN or infinite entries in row {listing(bad)}; extract these again")
+        raise PZSLError(f"{thing} has NaN or infinite entries in row {listing(bad)}; extract these again")
+    if len(bad := np.flatnonzero(~table.any(1))):
+        raise PZSLError(f"{thing} is all zeros in row {listing(bad)}, which has no direction; extract it again")
     return table.astype(np.float32)
 
-# %% ../nbs/60_cli.ipynb #60-041
+# %% ../nbs/60_cli.ipynb #60-042
 @app.command()
 def predict(
     run: Run,
@@ -308,9 +339,10 @@ def predict(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Classify images, as CSV: image, prediction, probability, second, second_probability.
+    """Classify images, as CSV.
 
-    The choice is among all classes of the run, seen and unseen, and those that --classes adds.
+    Columns: image, prediction, probability, second, second_probability. The choice is among all classes of the run,
+    seen and unseen, and those that are added with --classes.
     """
     import numpy as np
     from pzsl_nb.estimator import CLIPPZSL
@@ -323,20 +355,21 @@ def predict(
         writer.writerow(["image", "prediction", "probability", "second", "second_probability"])
         for begin in range(0, len(x), 4096):   # probabilities exist a block at a time
             p = est.predict_proba(x[begin:begin + 4096])
-            for i, (first, second) in enumerate(np.argsort(-p, axis=1, kind="stable")[:, :2].tolist()):
-                writer.writerow([begin + i, est.classes_[first], f"{p[i, first]:.4f}", est.classes_[second], f"{p[i, second]:.4f}"])
+            for i, two in enumerate(np.argsort(-p, axis=1, kind="stable")[:, :2].tolist()):
+                writer.writerow([begin + i, *(text for c in two for text in (est.classes_[c], f"{p[i, c]:.4f}"))])
 
-# %% ../nbs/60_cli.ipynb #60-047
+# %% ../nbs/60_cli.ipynb #60-050
 def _prepare_ablation(out: Path, resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched; begin anew with `force`."
     rows = out/"rows.jsonl"
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not rows.exists()):
         raise PZSLError(f"{out}: is not the folder of an ablation (it has no rows.jsonl); choose another with --out")
     if rows.exists() and not (resume or force):
-        raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for another folder")
+        raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "
+                        "another folder")
     if force: rows.unlink(missing_ok=True)
 
-# %% ../nbs/60_cli.ipynb #60-048
+# %% ../nbs/60_cli.ipynb #60-051
 @app.command()
 def ablate(
     data: Data = "shapes",
@@ -346,13 +379,14 @@ def ablate(
         "Only these, separated by commas: \"full,no mining\". Without it: all.")] = None,
     seed: Annotated[int, Option("--seed", help="The first of the seeds.")] = 0,
     device: Device = "auto",
-    out: Annotated[Optional[Path], Option("--out", metavar="DIR", help="Folder. Without it: runs/<name>-ablation.")] = None,
+    out: Annotated[Optional[Path], Option("--out", metavar="DIR", help=
+        "Folder. Without it: runs/<name>-ablation.")] = None,
     resume: Resume = False,
     force: Force = False,
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:
-    """Switch the parts of CLIP-PZSL off one at a time, and see what each is worth.
+    """See what each part is worth by switching it off.
 
     Prints mean and 95 % interval over seeds for every variant and draws ablation.png. Takes about
     variants x seeds x the time of a run; Ctrl-C and --resume lose at most the run that was under way.
@@ -361,7 +395,7 @@ def ablate(
     from pzsl_nb.experiment import run_ablation, run_name
     config = _make_config(data, candidates, settings, seed=seed)
     out = out or Path("runs")/f"{run_name(config)}-ablation"
-    chosen = None if variants is None else ["full", *(name.strip() for name in variants.split(",") if name.strip() != "full")]
+    chosen = None if variants is None else [*dict.fromkeys(["full", *map(str.strip, variants.split(","))])]
     pick_device(device)
     _prepare_ablation(out, resume, force)
     rows = run_ablation(config, range(seed, seed + seeds), out/"rows.jsonl", variants=chosen, device=device)
@@ -369,21 +403,23 @@ def ablate(
     print(f"\n{ablation_text(rows)}\n\nMean of {seeds} seeds and 95 % interval. Rows and picture: "
           f"{out/'rows.jsonl'}, {draw_ablation(rows, out)}")
 
-# %% ../nbs/60_cli.ipynb #60-053
+# %% ../nbs/60_cli.ipynb #60-056
 @app.command()
 def pretrain(
     out: Annotated[Path, Option("--out", metavar="DIR", help="Folder to make, in open_clip's format.")],
-    steps: Annotated[int, Option("--steps", help="Of training; the embedded CLIP had 1500, which take up to half an hour.")] = 1500,
+    steps: Annotated[int, Option("--steps", help=
+        "Of training; the embedded CLIP had 1500, which take up to half an hour.")] = 1500,
     seed: Annotated[int, Option("--seed", help="Of pictures, captions and first weights.")] = 0,
     batch_size: Annotated[int, Option("--batch-size", help="Pictures in a step.")] = 256,
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Train the small CLIP that comes with this package once more, from nothing.
+    """Train the embedded CLIP again, from nothing.
 
-    Its pictures are drawn on the spot, so nothing is downloaded. The folder can be used wherever an encoder is asked for,
-    as local-dir:DIR.
+    Its pictures are drawn on the spot, so nothing is downloaded. The folder can be used wherever an encoder is asked
+    for, as local-dir:DIR.
     """
     from pzsl_nb.pretraining import pretrain as train
     record = train(out, steps=steps, seed=seed, batch_size=batch_size, force=force)
-    print(f"Final loss {record['final_loss']} after {record['steps']} steps, {record['seconds']:.0f} s. Use it as local-dir:{out}")
+    print(f"Final loss {record['final_loss']} after {record['steps']} steps, {record['seconds']:.0f} s. "
+          f"Use it as local-dir:{out}")
