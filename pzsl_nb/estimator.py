@@ -108,8 +108,8 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
         from pzsl_nb.encoders import label_features
         return label_features(model.encoder, [str(name) for name in classes])
     if len(never := sorted(set(range(len(classes))) - set(sets.indices.tolist()))):
-        raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words can "
-                        "tell what it is; pass label_features, or an encoder")
+        raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words "
+                        "can tell what it is; pass label_features, or an encoder")
     return visual_prototypes(x, uniform_prior(sets), sets, torch.zeros(len(classes), x.shape[1]), least=0.)
 
 
@@ -203,8 +203,8 @@ def fit(
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
-        raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; resume "
-                        "with the same, or start anew without it")
+        raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
+                        "resume with the same, or start anew without it")
     choice = Choice(**notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
     trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed())
     trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
