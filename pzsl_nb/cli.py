@@ -231,7 +231,8 @@ def run_command(
     if figures:
         from pzsl_nb.figures import draw_run
         try: names = [path.name for path in draw_run(outcome, out/"figures")]
-        except KeyboardInterrupt: raise _Complete(f"stopped; the run in {out} is complete but for its figures") from None
+        except KeyboardInterrupt as stop:
+            raise _Complete(f"stopped; the run in {out} is complete but for its figures") from stop
         print(f"Figures in {out/'figures'}: {listing(names, 20)}")
 
 # %% ../nbs/60_cli.ipynb #60-035
