@@ -1,0 +1,176 @@
+"Rehearsal: what it may not see, and tasks that leave little to rehearse with."
+import warnings
+
+import pytest
+import torch
+
+from pzsl_nb.candidates import make_candidates
+from pzsl_nb.core import PZSLError
+from pzsl_nb.disambiguation import clip_prior, uniform_prior
+from pzsl_nb.metrics import Curve, TopScores
+from pzsl_nb.model import CLIPPZSLModel
+from pzsl_nb.selection import (TRUSTS, candidate_noise, choose, correctness, estimated_curve, plateau_gamma,
+                               rehearsal_sets, rehearsals)
+from small_world import World
+
+
+def frozen(x, sets, label_features, seen, unseen, seed, share, look):
+    "Stands for a training: a fresh model, looked at halfway and at the end."
+    torch.manual_seed(seed)
+    model = CLIPPZSLModel(label_features, seen, 20., inner=8)
+    for parameter in model.parameters(): torch.nn.init.normal_(parameter, std=.1)   # so that trust matters
+    for epoch in range(1, 5): look(model, epoch)
+
+
+def folds_of(w, prior=None, **more):
+    return rehearsals(w.sets, clip_prior(w.x, w.t, w.sets, 20.) if prior is None else prior, w.seen, **more)
+
+
+def chosen(w, train=frozen, t=None, **more):
+    return choose(train, w.x, w.sets, w.t if t is None else t, w.seen, clip_prior(w.x, w.t, w.sets, 20.), 4, **more)
+
+
+SIZES = {"even": (9, 3), "ten of a hundred": (10, 90), "one unseen": (9, 1), "none unseen": (9, 0), "four seen": (4, 4),
+         "five of fifty": (5, 45)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("rule", ["uniform:0", "uniform:0.3", "uniform:0.95"])
+def test_a_fold_is_honest(name, rule):
+    w = World(*SIZES[name], rule=rule)
+    folds, unseen = folds_of(w), SIZES[name][1]
+    assert folds
+    for fold in folds:
+        assert not fold.plays_unseen[~w.seen].any() and not (fold.plays_unseen & fold.seen).any()
+        assert (fold.plays_unseen | fold.seen)[w.seen].all()
+        assert fold.seen.sum() >= 2 and (fold.plays_unseen.sum() >= 2 if unseen else not fold.plays_unseen.any())
+        assert not set(fold.train.tolist()) & set(fold.check.tolist())
+        inside = rehearsal_sets(w.sets, fold)
+        assert inside.sizes.min() >= 1 and fold.seen[fold.classes[inside.indices]].all()
+        for i, row in enumerate(fold.train.tolist()):   # the naive loop
+            assert [int(fold.classes[c]) for c in inside[i]] == [c for c in w.sets[row] if fold.seen[c]]
+    assert len(torch.cat([fold.check for fold in folds]).unique()) == sum(len(fold.check) for fold in folds)
+
+
+def test_rows_that_may_show_a_class_playing_unseen_are_left_out():
+    w = World(9, 3)
+    prior = clip_prior(w.x, w.t, w.sets, 20.)
+    for fold in folds_of(w):
+        for row in fold.train.tolist():
+            begin, end = w.sets.indptr[row:row + 2].tolist()
+            mass = sum(float(prior[k]) for k in range(begin, end) if fold.plays_unseen[w.sets.indices[k]])
+            assert mass < .1
+
+
+def test_sets_so_full_that_half_of_the_rows_is_taken():
+    "Equal beliefs in nearly everything: no row is clean, so the cleaner half of those that can be used is trained on."
+    w = World(9, 3, rule="uniform:0.9")
+    prior = uniform_prior(w.sets)
+    for fold in folds_of(w, prior):
+        mass = torch.zeros(len(w.x)).index_add(0, w.sets.rows, prior*fold.plays_unseen[w.sets.indices])
+        usable = sorted(set(range(len(w.x))) - set(fold.check.tolist()))
+        assert len(fold.train) == -(-len(usable)//2)
+        left = sorted(set(usable) - set(fold.train.tolist()))
+        assert mass[fold.train].max() <= mass[left].min() and rehearsal_sets(w.sets, fold).sizes.min() >= 1
+
+
+def test_folds_belong_to_their_seed_and_draw_from_nothing_else():
+    w = World(9, 3)
+    torch.manual_seed(1)
+    first, state = folds_of(w, seed=3), torch.get_rng_state()
+    torch.manual_seed(2)
+    again, other = folds_of(w, seed=3), folds_of(w, seed=4)
+    for a, b in zip(first, again, strict=True):
+        assert all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("seen", "plays_unseen", "train", "check"))
+    assert any(not torch.equal(a.check, b.check) for a, b in zip(first, other))
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_how_many_rows_are_checked_on():
+    assert [len(fold.check) for fold in folds_of(World(9, 3), most=7)] == [7, 7, 7]
+    with pytest.raises(PZSLError, match="at least 2"): folds_of(World(9, 3), count=1)
+
+
+# The choice
+
+def test_names_of_real_unseen_classes_change_no_choice():
+    w, other = World(9, 3), torch.nn.functional.normalize(torch.randn(12, 16, generator=torch.manual_seed(8)), dim=1)
+    t = torch.where(w.seen[:, None], w.t, other)
+    assert chosen(w) == chosen(w, t=t) and len(chosen(w).table) == 2*2*len(TRUSTS)
+    assert chosen(w) != chosen(w, t=torch.where(w.seen[:, None], other, w.t))
+
+
+def test_what_a_rehearsal_is_given():
+    w, calls = World(9, 3), []
+    def train(x, sets, label_features, seen, unseen, seed, share, look):
+        calls.append((unseen, seed))
+        assert len(x) == len(sets) < len(w.x) and label_features.shape == (9, 16) and int((~seen).sum()) == 2
+        assert seen[sets.indices].all() and share == len(x)/len(w.x)
+        # no name of a real unseen class
+        assert all(any(torch.equal(t, mine) for mine in w.t[:9]) for t in label_features)
+        frozen(x, sets, label_features, seen, unseen, seed, share, look)
+    chosen(w, train, seed=5)
+    assert calls == [(0., 5), (3., 5), (0., 6), (3., 6), (0., 7), (3., 7)]
+
+
+def test_no_unseen_classes():
+    w, calls = World(9, 0), []
+    found = chosen(w, lambda *a, **k: calls.append(k["unseen"]) or frozen(*a, **k))
+    # the third term would have nothing to act on
+    assert calls == [0., 0., 0.] and found.gamma == 0 and found.unseen == 0
+    best = max(found.table, key=lambda row: row["S"])
+    assert (found.trust, found.epochs) == (best["trust"], best["epochs"])
+
+
+@pytest.mark.parametrize("seen", [2, 3])
+def test_too_few_seen_classes(seen):
+    def train(*args, **more): raise AssertionError("there is nothing to rehearse with")
+    with pytest.warns(UserWarning, match=f"{seen} seen classes are too few to rehearse with: trust 1, gamma 0"):
+        found = chosen(World(seen, 3), train)
+    assert (found.trust, found.gamma, found.unseen, found.epochs) == (1., 0., 0., 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen(World(seen, 0), train).trust == 1.   # nothing is lost, nothing is said
+
+
+def test_the_best_row_of_the_table_is_chosen():
+    found = chosen(World(9, 3))
+    best = max(found.table, key=lambda row: row["ausuc"])
+    assert all(getattr(found, key) == best[key] for key in ("trust", "gamma", "unseen", "epochs"))
+    assert {row["epochs"] for row in found.table} == {2, 4} and {row["trust"] for row in found.table} == set(TRUSTS)
+    frozen_rows = {(row["ausuc"], row["gamma"]) for row in found.table if row["trust"] == 0}
+    assert len(frozen_rows) == 1   # frozen CLIP is the same, whatever was trained
+
+
+# Estimates
+
+def test_noise_at_its_ends():
+    w = World(9, 3)
+    assert candidate_noise(make_candidates("uniform:0", w.y, w.seen, 0), w.seen) == 0
+    # nine seen classes, not twelve
+    assert candidate_noise(World(9, 3, 400).sets, w.seen) == pytest.approx(.3, abs=.02)
+    with pytest.raises(PZSLError, match="give smaller sets"):
+        candidate_noise(World(9, 3, rule="uniform:1").sets, w.seen)
+
+
+def test_sets_of_one_estimate_exactly():
+    w = World(9, 3, rule="uniform:0")
+    guess = torch.where(torch.arange(len(w.y)) % 3 > 0, w.y, (w.y + 1) % 9)
+    assert torch.equal(correctness(guess, w.sets, 0.), (guess == w.y).double())
+
+
+def test_curve_needs_both_sides():
+    w = World(9, 3)
+    top = TopScores(*(torch.zeros(len(w.y)), w.y)*2)
+    for share in (0., 1., float("nan")):
+        with pytest.raises(PZSLError, match="both sides"): estimated_curve(top, w.sets, .3, share)
+
+
+def test_plateau_by_hand():
+    gamma = torch.tensor([-torch.inf, 0., 1., 2., torch.inf]).double()
+    S, U = torch.tensor([1., .8, .5, .498, 0.]).double(), torch.tensor([0., .2, .5, .502, .6]).double()
+    assert plateau_gamma(Curve(gamma, S, U)) == (1.5, pytest.approx(.5))   # H: 0, .32, .5, .49998, 0
+    assert plateau_gamma(Curve(gamma, S, U), within=1e-9)[0] == 1.
+    below = plateau_gamma(Curve(gamma, -S, U))   # estimates may be negative
+    assert below == (1., 0.)

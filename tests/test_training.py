@@ -1,0 +1,222 @@
+"The loop: what a checkpoint holds and refuses, what an interrupt does, and inputs that are awkward."
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pzsl_nb.core import PZSLError
+from pzsl_nb.disambiguation import Beliefs, uniform_prior
+from pzsl_nb.loss import PartialZeroShotLoss
+from pzsl_nb.model import CLIPPZSLModel
+from pzsl_nb.training import Trainer, interruptible, load_checkpoint, read_checkpoint, run, save_checkpoint
+from small_world import SWITCHES, World, whole_checkpoint
+
+W = World()
+
+
+def trainer(w=W, epochs=3, seed=0, x=None, batch=16, lr=1e-2, loss=None, **switches):
+    torch.manual_seed(seed)
+    model = CLIPPZSLModel(w.t, w.seen, 20., inner=8, heads=2, **switches)
+    beliefs = Beliefs(w.sets, uniform_prior(w.sets))
+    return Trainer(model, loss or PartialZeroShotLoss(), beliefs, w.x if x is None else x, w.t, epochs, lr,
+                   batch_size=batch, seed=seed, device="cpu")
+
+
+def train(*args, **more):
+    made = trainer(*args, **more)
+    run(made, progress=False)
+    return made
+
+
+def same(a, b):
+    return torch.equal(a.beliefs.weights, b.beliefs.weights) and all(
+        torch.equal(value, b.model.state_dict()[name]) for name, value in a.model.state_dict().items())
+
+
+class Rows(PartialZeroShotLoss):
+    "Notes how many rows each batch has."
+    def __call__(self, logits, *more):
+        sizes.append(len(logits))
+        return super().__call__(logits, *more)
+
+
+sizes = []
+
+
+@pytest.mark.parametrize("batch, expected", [(16, [16, 16, 16, 16, 8]), (72, [72]), (10**6, [72]), (71, [71, 1])])
+def test_every_image_once_an_epoch(batch, expected, monkeypatch):
+    sizes.clear()
+    made, visited = trainer(batch=batch, loss=Rows(), epochs=3), []
+    asked = made.beliefs.batch
+    monkeypatch.setattr(made.beliefs, "batch", lambda rows: visited.append(rows) or asked(rows))
+    run(made, progress=False)
+    assert sizes == 3*expected
+    first, second, _ = torch.cat(visited).split(72)
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(72))
+    assert first.tolist() != second.tolist() != list(range(72))
+
+
+@pytest.mark.xfail(strict=True, reason="ten steps in all: OneCycleLR divides by its rise, .1*10 - 1 = 0")
+def test_any_number_of_steps():
+    for epochs in range(1, 41): trainer(epochs=epochs, batch=72)
+
+
+def test_the_row_of_an_epoch_is_a_mean_over_images():
+    "With nothing that moves, five uneven batches tell the loss of one batch of everything."
+    def loss(batch):
+        return train(epochs=1, batch=batch, **dict.fromkeys(SWITCHES, False)).history[0]["loss"]
+    assert loss(16) == pytest.approx(loss(72), rel=1e-4)
+
+
+def test_the_global_random_state_is_no_matter_once_the_model_is_made():
+    one, other = trainer(), trainer()
+    torch.manual_seed(1), run(one, progress=False)
+    torch.manual_seed(2), run(other, progress=False)
+    assert same(one, other) and not same(one, train(seed=1))
+
+
+def test_features_in_a_memory_map(tmp_path):
+    stored = np.memmap(tmp_path/"x", np.float32, "w+", shape=tuple(W.x.shape))
+    stored[:] = W.x.numpy()
+    assert same(train(x=torch.from_numpy(stored)), train())
+
+
+def test_a_loss_that_is_no_number_ends_training(tmp_path):
+    class Broken(PartialZeroShotLoss):
+        def __call__(self, *args):
+            factor = torch.nan if made.epoch == 2 else 1.
+            return {name: value*factor for name, value in super().__call__(*args).items()}
+    made = trainer(loss=Broken())
+    with pytest.raises(PZSLError, match="nan in epoch 2; lower the learning rate"):
+        run(made, checkpoint=tmp_path/"c.safetensors", every=1, progress=False)
+    kept = read_checkpoint(tmp_path/"c.safetensors")[0]
+    assert all(value.isfinite().all() for value in kept.values() if value.is_floating_point())   # of epoch 1
+
+
+def test_a_shorter_run_took_the_steps_of_the_longer_one():
+    part, whole = trainer(), trainer()
+    run(part, until=2, progress=False)
+    kept = []
+    run(whole, on_epoch=lambda tr: kept.append(tr.beliefs.weights.clone()) or {}, progress=False)
+    assert torch.equal(part.beliefs.weights, kept[1]) and len(kept) == 3
+    assert run(part, until=99, progress=False)[-1]["epoch"] == 3 and same(part, whole)   # never past what was planned
+
+
+def test_checkpoints_are_written_when_they_are_due(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr("pzsl_nb.training.save_checkpoint", lambda tr, path: written.append(tr.epoch))
+    run(trainer(epochs=7), checkpoint=tmp_path/"c", every=3, progress=False)
+    run(trainer(epochs=7), checkpoint=tmp_path/"c", every=3, until=5, progress=False)
+    assert written == [3, 6, 7, 3, 5]
+
+
+# Checkpoints
+
+@pytest.fixture
+def file(tmp_path):
+    save_checkpoint(train(), tmp_path/"c.safetensors")
+    return tmp_path/"c.safetensors"
+
+
+def test_everything_comes_back(file):
+    made, back = train(), trainer(seed=5)
+    load_checkpoint(back, file)
+    assert same(made, back) and back.epoch == 3 and len(back.history) == 3
+    assert torch.equal(back.generator.get_state(), made.generator.get_state())
+    assert back.schedule.state_dict()["last_epoch"] == made.schedule.state_dict()["last_epoch"] == 15
+    mine, theirs = (tr.optimiser.state_dict()["state"] for tr in (back, made))
+    assert mine.keys() == theirs.keys() and len(mine) == len(list(made.model.parameters()))
+    for i in mine:
+        assert mine[i].keys() == theirs[i].keys() and all(torch.equal(mine[i][k], theirs[i][k]) for k in mine[i])
+    assert back.optimiser.param_groups[0]["lr"] == made.optimiser.param_groups[0]["lr"]
+
+
+def test_saving_what_was_loaded_is_the_same_file(file, tmp_path):
+    back = trainer(seed=5)
+    load_checkpoint(back, file)
+    save_checkpoint(back, tmp_path/"again.safetensors")
+    assert whole_checkpoint(file) == whole_checkpoint(tmp_path/"again.safetensors")
+
+
+@pytest.mark.parametrize("other", [{"adapter": False}, {"cross_attention": False}, {"epochs": 4}, {"w": World(7, 3)},
+                                   {"w": World(rule="uniform:0.5")}, {"w": World(width=8)}], ids=str)
+def test_refuses_another_run(file, other):
+    made = trainer(**other)
+    before = made.beliefs.weights.clone()
+    with pytest.raises(PZSLError, match="another model, other candidate sets or another number of epochs"):
+        load_checkpoint(made, file)
+    assert made.epoch == 0 and torch.equal(made.beliefs.weights, before)
+
+
+def test_what_is_no_checkpoint(file, tmp_path):
+    other, whole = tmp_path/"other.safetensors", file.read_bytes()
+    cuts = [0, 1, 7, 8, 9, 100, len(whole)//2, len(whole) - 1]
+    for content in [whole[:cut] for cut in cuts] + [b"x"*1000, b"\xff"*1000, whole[1:], whole + b"x"]:
+        other.write_bytes(content)
+        with pytest.raises(PZSLError, match="other.safetensors: is not a checkpoint of this program"):
+            read_checkpoint(other)
+    for header in (None, {"pzsl": "{cut"}, {"other": "{}"}):
+        save_file({"a": torch.ones(2)}, other, header)
+        with pytest.raises(PZSLError, match="is not a checkpoint"): read_checkpoint(other)
+    with pytest.raises(PZSLError, match="is not a checkpoint"): read_checkpoint(tmp_path)
+    with pytest.raises(PZSLError, match="no such checkpoint"): read_checkpoint(tmp_path/"nowhere.safetensors")
+
+
+def test_a_write_that_fails_leaves_the_one_before(file, monkeypatch):
+    before = file.read_bytes()
+    def half(tensors, path, header):
+        path.write_bytes(before[:len(before)//2])
+        raise OSError("no space left on device")
+    monkeypatch.setattr("safetensors.torch.save_file", half)
+    with pytest.raises(OSError, match="no space"): save_checkpoint(train(), file)
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+# Interrupts
+
+@pytest.fixture
+def press():
+    "Ctrl-C with Python's own handler, which a process started in the background does not have."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_the_epoch_and_keeps_it(press, tmp_path):
+    made = trainer(epochs=9)
+    def on_epoch(tr):
+        if tr.epoch == 2: press()
+        return {"note": tr.epoch}
+    with pytest.raises(KeyboardInterrupt, match="stopped after epoch 2 of 9"):
+        run(made, checkpoint=tmp_path/"c.safetensors", every=100, on_epoch=on_epoch, progress=False)
+    plain = read_checkpoint(tmp_path/"c.safetensors")[1]
+    assert plain["epoch"] == 2 and [row["note"] for row in plain["history"]] == [1, 2]
+
+
+def test_the_second_ctrl_c_raises_and_the_handler_comes_back(press):
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as interrupted:
+        assert not interrupted()
+        press()
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt): press()
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ValueError), interruptible(): raise ValueError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_training_in_a_thread():
+    made = []
+    thread = threading.Thread(target=lambda: made.append(train()))
+    thread.start(), thread.join()
+    assert same(made[0], train())
+
+
+def test_no_bar_where_none_is_wanted(capfd):
+    run(trainer(), progress=False)
+    assert capfd.readouterr() == ("", "")
+    run(trainer(), progress=True, title="a title")
+    assert "a title" in capfd.readouterr().err
