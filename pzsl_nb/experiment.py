@@ -6,7 +6,7 @@
 __all__ = ['RUN_FILES', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'Outcome', 'fit_task', 'measure', 'run_name',
            'run_experiment', 'read_run', 'read_beliefs', 'results_table', 'run_grid', 'run_ablation']
 
-# %% ../nbs/50_experiment.ipynb #50-002
+# %% ../nbs/50_experiment.ipynb #50-003
 import csv, dataclasses, difflib, json, re, shutil, time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from .sources import load_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
 
-# %% ../nbs/50_experiment.ipynb #50-005
+# %% ../nbs/50_experiment.ipynb #50-006
 @dataclass(frozen=True)
 class Config:
     "Everything that shapes a run."
@@ -90,7 +90,7 @@ class Config:
             pairs[key.strip()] = _from_text(value.strip())
         return Config.from_dict(self.plain() | pairs)
 
-# %% ../nbs/50_experiment.ipynb #50-007
+# %% ../nbs/50_experiment.ipynb #50-008
 _RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7), "momentum": (0, 1),
            "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
            "prior_temperature": (1e-6, float("inf")), "inner": (1, 10**5), "heads": (1, 10**4),
@@ -120,7 +120,7 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
         raise PZSLError(f"config: {item.name} is {value}; it must lie between {low} and {high}")
     return value
 
-# %% ../nbs/50_experiment.ipynb #50-010
+# %% ../nbs/50_experiment.ipynb #50-011
 def make_estimator(
     config: Config,
     logit_scale: float,        # of the encoder the features are from
@@ -136,7 +136,7 @@ def make_estimator(
     return CLIPPZSL(**settings, logit_scale=logit_scale, random_state=config.seed, device=device,
                     progress=progress).set_params(**fixed)
 
-# %% ../nbs/50_experiment.ipynb #50-013
+# %% ../nbs/50_experiment.ipynb #50-014
 class Watcher:
     "Adds measures of the beliefs to each epoch's row, and keeps the beliefs of some images."
     def __init__(
@@ -165,7 +165,7 @@ class Watcher:
         if self.labels is None: return row
         return row | {"disambiguation_accuracy": disambiguation_accuracy(beliefs, self.sets, self.labels)}
 
-# %% ../nbs/50_experiment.ipynb #50-015
+# %% ../nbs/50_experiment.ipynb #50-016
 @dataclass
 class Outcome:
     "A run in memory: what the figures are drawn from."
@@ -201,7 +201,7 @@ def _true_sets(task: Task) -> CandidateSets:
                         "bound out (--no-supervised)")
     return CandidateSets(torch.arange(len(task.labels) + 1), task.labels, task.n_classes)
 
-# %% ../nbs/50_experiment.ipynb #50-016
+# %% ../nbs/50_experiment.ipynb #50-017
 def fit_task(
     config: Config,
     task: Task,                            # with candidate sets
@@ -240,7 +240,7 @@ def measure(
            "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}
     return row, {config.method: top, "zero-shot": frozen_top}
 
-# %% ../nbs/50_experiment.ipynb #50-018
+# %% ../nbs/50_experiment.ipynb #50-019
 def run_name(
     config: Config,
 ) -> str:
@@ -283,7 +283,7 @@ def _write_csv(path: Path, rows: Sequence[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
 
-# %% ../nbs/50_experiment.ipynb #50-019
+# %% ../nbs/50_experiment.ipynb #50-020
 def run_experiment(
     config: Config = Config(),
     out: str | Path | None = None,  # folder; None: nothing is written
@@ -325,7 +325,7 @@ def _write(outcome: Outcome) -> None:
                             weights=est.beliefs_.numpy(), n_classes=np.int64(sets.n_classes))
     write_json(out/"result.json", outcome.result)
 
-# %% ../nbs/50_experiment.ipynb #50-021
+# %% ../nbs/50_experiment.ipynb #50-022
 def read_run(
     folder: str | Path,  # of a finished run
 ) -> tuple[Config, dict[str, Any]]:  # configuration, result
@@ -360,7 +360,7 @@ def results_table(
     return [{"model": name} | {key: values.get(key) for key in keys} | {"difference": difference(values)}
             for name, values in models.items() if values is not None]
 
-# %% ../nbs/50_experiment.ipynb #50-025
+# %% ../nbs/50_experiment.ipynb #50-026
 def run_grid(
     configs: Sequence[Config],
     path: str | Path | None = None,  # .jsonl to read and to append to; None: nothing is kept
@@ -408,7 +408,7 @@ def _append_line(path: Path, row: dict[str, Any]) -> None:
     kept = "".join(line + "\n" for line in before.splitlines() if line.endswith("}"))
     with atomic_path(path) as temporary: temporary.write_text(kept + json.dumps(row) + "\n", encoding="utf-8")
 
-# %% ../nbs/50_experiment.ipynb #50-027
+# %% ../nbs/50_experiment.ipynb #50-028
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "no self-attention": {"self_attention": False},

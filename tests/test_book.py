@@ -177,7 +177,7 @@ def test_readme_is_the_index():
 def test_readme_has_the_two_commands_that_ci_runs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if re.fullmatch(r"pip install .* && pzsl run", line)] == ["pip install '.[dev]' && pzsl run"]
-    assert len([line for line in lines if re.fullmatch(r"pip install .* && nbdev_test.* && pytest", line)]) == 1
+    assert len([line for line in lines if re.fullmatch(r"pip install .* && .*nbdev_test.* && pytest", line)]) == 1
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
