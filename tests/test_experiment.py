@@ -143,19 +143,20 @@ def test_measures_do_depend_on_the_truth(go):
 # The folder
 
 def test_stopped_and_resumed(go, monkeypatch):
-    whole = go("whole")
+    config = QUICK | {"prior_temperature": "inf", "momentum": 0.}   # favourites of the start are none of epoch 1's
+    whole = go("whole", config=config)
     watch = Watcher.__call__
     def stop(self, trainer):
         if trainer.epoch == 2: raise Stop
         return watch(self, trainer)
     with monkeypatch.context() as patch:
         patch.setattr(Watcher, "__call__", stop)
-        with pytest.raises(Stop): go("parts", every=1)
+        with pytest.raises(Stop): go("parts", config=config, every=1)
     folder = whole.folder.parent.parent/"parts"/"run"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "config.json"]
     with pytest.raises(PZSLError, match="not finished; continue it with --resume"): read_run(folder)
-    with pytest.raises(PZSLError, match="--resume to continue"): go("parts")
-    parts = go("parts", resume=True)
+    with pytest.raises(PZSLError, match="--resume to continue"): go("parts", config=config)
+    parts = go("parts", config=config, resume=True)
     assert learned(parts) == learned(whole)
     keys = ("metrics", "zero_shot", "choice")
     assert [parts.result[key] for key in keys] == [whole.result[key] for key in keys]
@@ -188,7 +189,9 @@ def test_a_finished_run_is_left_alone(go):
     with pytest.raises(PZSLError, match="holds notes.txt, which no run writes"): go("a", config=BY_HAND, force=True)
     (outcome.folder/"notes.txt").unlink()
     assert {path: path.read_bytes() for path in outcome.folder.iterdir()} == before
+    (outcome.folder/"figures").mkdir()
     other = go("a", config=BY_HAND | {"seed": 4}, force=True)
+    assert not (outcome.folder/"figures").exists()   # those of the run before
     assert read_run(other.folder)[0].seed == 4
 
 
