@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .core import PZSLError, content_hash, listing, patch_to, seed_everything
+from .core import PZSLError, content_hash, listing, patch_to
 from .disambiguation import Beliefs, clip_prior, uniform_prior
 from .loss import PartialZeroShotLoss
 from .metrics import TopScores, top_belief
@@ -122,8 +122,9 @@ def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor) -> CLIPPZSLModel:
 def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, unseen: float, seed: int,
                   share: float = 1.) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
-    seed_everything(seed)
-    model = _make_model(est, t, seen)
+    with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
+        torch.manual_seed(seed)
+        model = _make_model(est, t, seen)
     beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum)
     objective = est.objective or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
@@ -199,13 +200,13 @@ def fit(
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
-    same = content_hash(x, sets.indptr, sets.indices, t, seen, self._plain_settings())
+    same = content_hash(x, sets.indptr, sets.indices, t, seen, self._plain_settings(), repr(self.objective))
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
-    choice = Choice(**notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
+    choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
     trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed())
     trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
                      "same": same}
@@ -225,8 +226,15 @@ def _seed(self) -> int:
 @patch_to(CLIPPZSL)
 def _plain_settings(self) -> dict[str, Any]:
     "The settings that shape a model and are plain values, to be kept with a checkpoint."
-    return {key: value for key, value in self.get_params().items()
+    settings = ((key, value.item() if isinstance(value, np.generic) else value)
+                for key, value in self.get_params().items())
+    return {key: value for key, value in settings
             if isinstance(value, (int, float, str, bool)) and key not in ("device", "progress")}
+
+
+def _as_choice(plain: dict[str, Any]) -> Choice:
+    "A choice as a checkpoint holds it."
+    return Choice(**{**plain, "table": tuple(plain["table"])})
 
 
 @patch_to(CLIPPZSL)
@@ -279,7 +287,7 @@ def predict_proba(
     x = self._unit_rows(X)
     with torch.no_grad():
         z = torch.cat([self.model_(part, self.label_features_, self.choice_.trust) for part in x.split(4096)])
-    return (z.double() - self.choice_.gamma*self.seen_).softmax(1).numpy()
+    return (z.double() - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016
 @patch_to(CLIPPZSL)
@@ -298,8 +306,8 @@ def add_classes(
         raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one that made "
                         "the image features, or pass label_features")
     new = _label_features(self, label_features, np.array(names), self.label_features_[:1], None)
-    self.classes_ = np.append(self.classes_, names) if self.classes_.dtype.kind in "UO" else \
-        np.append(self.classes_.astype(object), names)
+    alike = {self.classes_.dtype.kind, np.asarray(names).dtype.kind} in ({"U"}, {"i"}, {"O"})
+    self.classes_ = np.append(self.classes_ if alike else self.classes_.astype(object), names)
     self.seen_ = torch.cat([self.seen_, torch.zeros(len(names), dtype=torch.bool)])
     self.label_features_ = torch.cat([self.label_features_, new])
     return self
@@ -319,4 +327,4 @@ def load(
     model = _make_model(est, t, seen)
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
-    return est._keep(model, Choice(**notes["choice"]), np.array(notes["classes"]), seen, t)
+    return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)

@@ -255,7 +255,9 @@ RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkp
 
 def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
     "An empty folder with config.json, or the one to resume."
-    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if any(part.exists() and not part.is_dir() for part in (folder, *folder.parents)):
+        raise PZSLError(f"{folder}: there is a file in the place of the folder; choose another folder with --out")
+    there = folder.exists() and any(folder.iterdir())
     if there and resume:
         old = Config.from_dict(read_json(folder/"config.json"))
         if differs := [key for key, value in dataclasses.asdict(old).items() if value != getattr(config, key)]:
@@ -393,20 +395,22 @@ def _without_nan(value: Any) -> Any:
 def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
     "The rows of a file of JSON lines; a last line that was cut off is left out."
     if path is None or not Path(path).exists(): return []
-    lines, rows = Path(path).read_text(encoding="utf-8").splitlines(), []
+    lines, rows = Path(path).read_bytes().splitlines(), []
     for number, line in enumerate(lines, 1):
-        try: rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines): break
-            raise PZSLError(f"{path}: line {number} is not JSON ({error.msg}); remove it") from error
+        try: row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and line.startswith(b'{"'): break   # cut off in the middle of writing
+            raise PZSLError(f"{path}: line {number} is not JSON ({error}); remove it") from error
+        if not isinstance(row, dict) or not {"config", "notes"} <= set(row):
+            raise PZSLError(f"{path}: line {number} is not the row of a run; choose another file")
+        rows.append(row)
     return rows
 
 
 def _append_line(path: Path, row: dict[str, Any]) -> None:
     "One row more; the file is replaced whole, so that a kill never leaves half a line."
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    kept = "".join(line + "\n" for line in before.splitlines() if line.endswith("}"))
-    with atomic_path(path) as temporary: temporary.write_text(kept + json.dumps(row) + "\n", encoding="utf-8")
+    text = "".join(json.dumps(one) + "\n" for one in [*_read_lines(path), row])
+    with atomic_path(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
 # %% ../nbs/50_experiment.ipynb #50-028
 ABLATIONS: dict[str, dict[str, Any]] = {

@@ -87,10 +87,10 @@ def rehearsals(
     leak: float = .1,      # rows with more prior belief than this in classes playing unseen are not trained on
     most: int = 20_000,    # at most so many rows are checked on in a fold
 ) -> list[Fold]:
-    "Folds over rows and over seen classes; empty where fewer than four seen classes leave nothing to rehearse with."
+    "Folds over rows and over seen classes; empty where fewer than four seen classes or too few rows leave none."
     if count < 2: raise PZSLError(f"folds: {count} is not enough; rehearsal needs at least 2")
     g, names = torch.Generator().manual_seed(seed + 1000), seen.nonzero()[:, 0].cpu()
-    if len(names) < 4: return []
+    if len(names) < 4 or len(sets) < 2*count: return []
     unseen = int((~seen).sum())
     playing = min(max(2, round(len(names)*unseen/len(seen))), len(names)//2) if unseen else 0
     names, order, made = names[torch.randperm(len(names), generator=g)], torch.randperm(len(sets), generator=g), []
@@ -197,7 +197,8 @@ def choose(
     weights = weights if (~seen).any() else weights[:1]
     if not folds:
         if epochs and (~seen).any():
-            warnings.warn(f"{int(seen.sum())} seen classes are too few to rehearse with: trust {trusts[-1]:g}, gamma 0")
+            warnings.warn(f"{int(seen.sum())} seen classes and {len(sets)} images are too few to rehearse with: "
+                          f"trust {trusts[-1]:g}, gamma 0")
         return Choice(trust=trusts[-1], unseen=weights[0], epochs=epochs)
     q, looks, tops = candidate_noise(sets, seen), sorted({max(1, epochs//2), epochs}), {}
     for k, fold in enumerate(folds):

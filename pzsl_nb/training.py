@@ -62,7 +62,7 @@ class Trainer:
         parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay) if parameters else None
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1, cycle_momentum=False)
+            self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
     def train_batch(
         self,

@@ -209,12 +209,11 @@ def test_a_file_in_place_of_the_folder(tmp_path, go):
     (tmp_path/"a").mkdir()
     (tmp_path/"a"/"run").write_text("mine")
     for more in ({}, {"resume": True}):
-        with pytest.raises(PZSLError, match="/run(: exists and is not empty|/config.json: cannot be read)"):
+        with pytest.raises(PZSLError, match="/run: there is a file in the place of the folder"):
             go("a", config=BY_HAND, **more)
     assert (tmp_path/"a"/"run").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="NotADirectoryError", raises=NotADirectoryError)
 def test_force_on_a_file_in_place_of_the_folder(tmp_path, go):
     (tmp_path/"a").mkdir()
     (tmp_path/"a"/"run").write_text("mine")
@@ -350,7 +349,6 @@ def test_a_grid_that_stopped_in_the_middle_of_a_line(runs, tmp_path):
     assert [json.loads(line)["config"]["seed"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-@pytest.mark.xfail(strict=True, reason="a cut line that ends in a brace is kept, and is then no longer the last")
 def test_a_grid_that_stopped_behind_a_brace(runs, tmp_path):
     path = tmp_path/"rows.jsonl"
     run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
@@ -366,7 +364,6 @@ def test_a_line_in_the_middle_that_is_no_json(runs, tmp_path):
         run_grid([Config(seed=1)], path, progress=False)
 
 
-@pytest.mark.xfail(strict=True, reason="another error", raises=(KeyError, TypeError, UnicodeDecodeError))
 @pytest.mark.parametrize("content", [b'{"a": 1}\n', b"[1]\n", b"3\n", b"\xff\xfe\n"])
 def test_a_file_that_holds_something_else(runs, tmp_path, content):
     (tmp_path/"rows.jsonl").write_bytes(content)

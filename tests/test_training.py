@@ -59,7 +59,6 @@ def test_every_image_once_an_epoch(batch, expected, monkeypatch):
     assert first.tolist() != second.tolist() != list(range(72))
 
 
-@pytest.mark.xfail(strict=True, reason="ten steps in all: OneCycleLR divides by its rise, .1*10 - 1 = 0")
 def test_any_number_of_steps():
     for epochs in range(1, 41): trainer(epochs=epochs, batch=72)
 
