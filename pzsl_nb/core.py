@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PZSLError', 'listing', 'patch_to', 'seed_everything', 'pick_device', 'atomic_path', 'write_json', 'read_json',
-           'read_npz', 'content_hash', 'peak_memory_mb']
+           'read_npz', 'content_hash', 'Processes', 'processes', 'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #00-003
-import contextlib, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, zipfile, zlib
+import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, zipfile, zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TYPE_CHECKING
 
@@ -62,6 +63,8 @@ def pick_device(
     import torch
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if str(name) == "auto": name = next(kind for kind, there in kinds.items() if there)
+    if str(name) == "cuda" and "LOCAL_RANK" in os.environ:   # one of several processes: each has a GPU of its own
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
     match = re.fullmatch(r"(cpu|mps|cuda)(?::(\d+))?", str(name))
     if match is None:
         raise PZSLError(f"device: {str(name)!r} is not a device; use auto, cpu, mps, cuda, or cuda:N for the N-th GPU")
@@ -166,7 +169,9 @@ def read_npz(
 # %% ../nbs/00_core.ipynb #00-038
 def _leaf(kind: str, payload: Any = b"") -> bytes:
     "Digest of one part: its kind, a zero byte as the border, its bytes."
-    return hashlib.sha256(kind.encode() + b"\0" + payload).digest()
+    state = hashlib.sha256(kind.encode() + b"\0")
+    state.update(payload)
+    return state.digest()
 
 
 def _file_digest(path: Path) -> bytes:
@@ -189,9 +194,9 @@ def _array_digest(part: Any) -> bytes:
         if part.dtype.kind not in "?biufcSU":
             raise PZSLError(f"content_hash: an array of {part.dtype} has no content to hash; use numbers or strings")
         part = np.ascontiguousarray(part.astype(part.dtype.newbyteorder("<"), copy=False)).reshape(part.shape)
-        return _leaf(f"array {part.dtype.str} {part.shape}", part.tobytes())
+        return _leaf(f"array {part.dtype.str} {part.shape}", part.reshape(-1).view(np.uint8) if part.size else b"")
     flat = part.detach().cpu().contiguous().reshape(-1)
-    return _leaf(f"tensor {part.dtype} {tuple(part.shape)}", flat.view(sys.modules["torch"].uint8).numpy().tobytes())
+    return _leaf(f"tensor {part.dtype} {tuple(part.shape)}", flat.view(sys.modules["torch"].uint8).numpy())
 
 # %% ../nbs/00_core.ipynb #00-040
 def _digest(part: Any) -> bytes:
@@ -220,6 +225,51 @@ def content_hash(
     return _leaf("parts", b"".join(map(_digest, parts))).hex()
 
 # %% ../nbs/00_core.ipynb #00-047
+@dataclass(frozen=True)
+class Processes:
+    "The processes that share a run; alone unless `accelerate launch` or `torchrun` started several."
+    rank: int = 0    # of this process, from 0
+    count: int = 1   # of all processes, on all machines
+
+    @property
+    def first(self) -> bool: return self.rank == 0   # the one that writes and prints
+
+    def wait(self) -> None:
+        "Go on when all processes have come here."
+        if self.count > 1:
+            from accelerate import PartialState
+            PartialState().wait_for_everyone()
+
+    def sum(
+        self,
+        tensor: "torch.Tensor",  # of one shape in all processes
+    ) -> "torch.Tensor":
+        "Its sum over all processes, the same to the bit in each."
+        if self.count == 1: return tensor
+        from accelerate.utils import reduce
+        return reduce(tensor, "sum")
+
+    def agree(
+        self,
+        value: Any,  # what this process would say
+    ) -> Any:
+        "What the first process says."
+        if self.count == 1: return value
+        from accelerate.utils import broadcast_object_list
+        return broadcast_object_list([value])[0]
+
+
+@functools.cache
+def processes(
+    device: str = "auto",  # "cpu" keeps GPUs out of it
+) -> Processes:
+    "The group that this process belongs to, joined when it is first asked for."
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return Processes()
+    from accelerate import PartialState
+    state = PartialState(cpu=str(device) == "cpu")
+    return Processes(state.process_index, state.num_processes)
+
+# %% ../nbs/00_core.ipynb #00-051
 def peak_memory_mb() -> float:
     "Largest resident memory of this process so far, in MiB; NaN on systems that do not tell."
     status = Path("/proc/self/status")
