@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PZSLError', 'listing', 'patch_to', 'seed_everything', 'pick_device', 'atomic_path', 'write_json', 'read_json',
-           'read_npz', 'content_hash', 'Processes', 'processes', 'peak_memory_mb']
+           'read_npz', 'content_hash', 'rows_at_once', 'Processes', 'processes', 'peak_memory_mb']
 
 # %% ../nbs/00_core.ipynb #00-003
 import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, zipfile, zlib
@@ -225,6 +225,15 @@ def content_hash(
     return _leaf("parts", b"".join(map(_digest, parts))).hex()
 
 # %% ../nbs/00_core.ipynb #00-047
+def rows_at_once(
+    width: int,             # numbers that every row needs
+    most: int = 4096,       # rows
+    numbers: int = 2**24,   # in a block: 64 MiB of float32
+) -> int:
+    "How many rows make a block of bounded size."
+    return max(1, min(most, numbers//max(1, width)))
+
+# %% ../nbs/00_core.ipynb #00-050
 @dataclass(frozen=True)
 class Processes:
     "The processes that share a run; alone unless `accelerate launch` or `torchrun` started several."
@@ -269,7 +278,7 @@ def processes(
     state = PartialState(cpu=str(device) == "cpu")
     return Processes(state.process_index, state.num_processes)
 
-# %% ../nbs/00_core.ipynb #00-051
+# %% ../nbs/00_core.ipynb #00-054
 def peak_memory_mb() -> float:
     "Largest resident memory of this process so far, in MiB; NaN on systems that do not tell."
     status = Path("/proc/self/status")

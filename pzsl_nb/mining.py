@@ -25,11 +25,10 @@ def visual_prototypes(
     total, mass = torch.zeros_like(label_features), label_features.new_zeros(len(label_features))
     for rows in torch.arange(len(sets), device=sets.indptr.device).split(block):
         position, local_row = sets.positions(rows)
-        weights, classes = beliefs[position].to(total.dtype), sets.indices[position]
-        block_x = x[rows.to(x.device)].to(total)
-        table = total.new_zeros(len(rows), len(total))   # block x C, never n x C
-        table[local_row, classes] = weights
-        total += table.T @ block_x
+        classes, order = sets.indices[position].sort(stable=True)   # candidates, class by class
+        weights, count = beliefs[position][order].to(total.dtype), classes.bincount(minlength=len(total))
+        total += F.embedding_bag(local_row[order], x[rows.to(x.device)].to(total), count.cumsum(0) - count, mode="sum",
+                                 per_sample_weights=weights)
         mass.index_add_(0, classes, weights)
     shown = (mass >= least)[:, None]
     return torch.where(shown, F.normalize(total, dim=1), label_features)
@@ -58,10 +57,10 @@ class AttentionBranch(nn.Module):
         answers: Tensor,  # (k, d) what they attend to
     ) -> Tensor:          # (C, d) a residual, in the scale of `asks`
         memory = self.norm_answers(answers)
-        split = lambda v: v.unflatten(-1, (self.heads, -1)).transpose(0, 1)   # (heads, tokens, inner/heads)
+        split = lambda v: v.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None]   # (1, heads, tokens, inner/heads)
         mixed = F.scaled_dot_product_attention(split(self.query(self.norm_asks(asks))),
                                                split(self.key(memory)), split(self.value(memory)))
-        return self.out(mixed.transpose(0, 1).flatten(1))
+        return self.out(mixed[0].transpose(0, 1).flatten(1))
 
 # %% ../nbs/30_mining.ipynb #30-013
 class SemanticMining(nn.Module):
@@ -82,11 +81,13 @@ class SemanticMining(nn.Module):
         self,
         label_features: Tensor,  # (C, d) unit length
         prototypes: Tensor,      # (C_s, d) unit length
+        neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d)
         "What the block adds to the label features."
         size = label_features.shape[1]**.5
         tokens, added = label_features*size, torch.zeros_like(label_features)
-        if self.among_labels is not None: added = added + self.among_labels(tokens, tokens)
+        others = tokens if neighbours is None else neighbours*size
+        if self.among_labels is not None: added = added + self.among_labels(tokens, others)
         if self.to_prototypes is not None: added = added + self.to_prototypes(tokens + added, prototypes*size)
         return added/size
 
@@ -95,5 +96,6 @@ class SemanticMining(nn.Module):
         label_features: Tensor,  # (C, d) unit length; any number of labels
         prototypes: Tensor,      # (C_s, d) unit length, of the seen classes
         trust: float = 1.,       # 0: the label features themselves, 1: all that was learned
+        neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d) unit length, the label embeddings e
-        return F.normalize(label_features + trust*self.residual(label_features, prototypes), dim=1)
+        return F.normalize(label_features + trust*self.residual(label_features, prototypes, neighbours), dim=1)

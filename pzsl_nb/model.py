@@ -76,16 +76,20 @@ class CLIPPZSLModel(nn.Module):
         self,
         label_features: Tensor,  # (C, d) unit length; any labels
         trust: float = 1.,       # 0 to 1
+        memory: tuple[Tensor, Tensor] | None = None,  # (k, d) labels and (k, d) prototypes to look at; None: all
     ) -> Tensor:                 # (C, d) unit length
         "Mined label embeddings."
-        return label_features if self.mining is None else self.mining(label_features, self.prototypes, trust)
+        if self.mining is None: return label_features
+        neighbours, prototypes = memory or (None, self.prototypes)
+        return self.mining(label_features, prototypes, trust, neighbours)
 
     def forward(
         self,
         x: Tensor,               # (b, d) unit length
         label_features: Tensor,  # (C, d) unit length; any labels
         trust: float = 1.,       # 0: frozen CLIP, 1: all that was learned
+        memory: tuple[Tensor, Tensor] | None = None,  # what labels look at; None: all labels and prototypes
     ) -> Tensor:                 # (b, C) logits
-        image, label = self.images(x, trust), self.labels(label_features, trust)
+        image, label = self.images(x, trust), self.labels(label_features, trust, memory)
         with torch.autocast(x.device.type, enabled=False):   # logits near 100 need more digits than bfloat16 has
             return self.logit_scale*image.float() @ label.float().T

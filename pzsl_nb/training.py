@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import PZSLError, atomic_path, pick_device, seed_everything
+from .core import PZSLError, atomic_path, pick_device, processes, seed_everything
 
 # %% ../nbs/34_training.ipynb #34-005
 @contextlib.contextmanager
@@ -48,13 +48,15 @@ class Trainer:
         batch_size: int = 256,     # images
         seed: int = 0,             # of the order of images
         device: str = "auto",      # "auto", "cpu", "cuda", "mps"
+        sampler: Callable | None = None,  # candidates of a batch, number of the step -> labels of the step; None: all
     ):
-        self.device = pick_device(device)
+        self.group, self.device, self.sampler = processes(device), pick_device(device), sampler
         self.amp = self.device.type == "cuda"
         self.model, self.loss, self.beliefs = model.to(self.device), loss, beliefs
         beliefs.sets, beliefs.weights = beliefs.sets.to(self.device), beliefs.weights.to(self.device)
         fits = self.device.type == "cuda" and 4*x.nbytes < torch.cuda.mem_get_info(self.device)[0]
         self.x, self.label_features = x.to(self.device) if fits else x, label_features.to(self.device)
+        if sampler is not None: sampler.seen = sampler.seen.to(self.device)
         self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
@@ -64,34 +66,70 @@ class Trainer:
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
+    def _scored(self, x: Tensor, classes: Tensor, step: int) -> tuple[Tensor, ...]:
+        "Logits of the step's labels, what is added to them, frozen logits, which labels are seen, candidates' columns."
+        part = self.sampler(classes, step) if self.sampler is not None else None
+        t, seen, memory, correction = self.label_features, self.model.seen, None, 0.
+        if part is not None:
+            memory = t[part.neighbours], self.model.prototypes[part.prototypes]
+            t, seen, correction, classes = t[part.ids], seen[part.ids], part.correction, part.classes
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.model(x, t, memory=memory)
+        return logits.float(), correction, self.model.logit_scale*x @ t.T, seen, classes
+
     def train_batch(
         self,
-        rows: Tensor,  # (b,) int64 on the CPU
+        rows: Tensor,       # (b,) int64 on the CPU, this process's part of the batch
+        step: int,          # number of the step in the whole training
+        share: float = 1.,  # of the batch that these rows are
     ) -> dict[str, Tensor]:  # the terms of the loss
         "One step: scores, loss, gradient, and then the beliefs move."
-        x = self.x[rows.to(self.x.device)].to(self.device)
-        position, local_row, classes = self.beliefs.batch(rows.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(x, self.label_features)
-        frozen = self.model.logit_scale*x @ self.label_features.T
-        terms = self.loss(logits.float(), frozen, self.model.logit_scale, self.model.seen,
-                          self.beliefs.weights[position], local_row, classes)
-        if terms["loss"].requires_grad:
-            self.optimiser.zero_grad()
-            terms["loss"].backward()
+        terms = {}
+        if self.optimiser is not None: self.optimiser.zero_grad()
+        if len(rows):
+            x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
+            position, local_row, classes = self.beliefs.batch(rows.to(self.device))
+            logits, correction, frozen, seen, columns = self._scored(x, classes, step)
+            terms = self.loss(logits + correction, frozen, self.model.logit_scale, seen,
+                              self.beliefs.weights[position], local_row, columns)
+            if terms["loss"].requires_grad: (share*terms["loss"]).backward()
+        if self.optimiser is not None:
+            self._sum_gradients()
             self.optimiser.step()
             self.schedule.step()
-        self.beliefs.update(position, local_row, logits.detach().float()[local_row, classes])
+        if len(rows): self.beliefs.update(position, local_row, logits.detach()[local_row, columns])
         return {name: value.detach() for name, value in terms.items()}
+
+    def _sum_gradients(self) -> None:
+        "Add up the gradients of all processes, in one message."
+        if self.group.count == 1: return
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        flat = [torch.zeros_like(p).ravel() if p.grad is None else p.grad.ravel() for p in parameters]
+        parts = self.group.sum(torch.cat(flat)).split([p.numel() for p in parameters])
+        for p, grad in zip(parameters, parts): p.grad = grad.view_as(p)
+
+    def _exchange(self, mine: Tensor, total: dict[str, Tensor]) -> dict[str, Tensor]:
+        "After an epoch: every process gets the beliefs that the others have moved, and the sums of the loss's terms."
+        if self.group.count == 1: return total
+        weights, rows = self.beliefs.weights, self.beliefs.sets.rows
+        self.beliefs.weights = self.group.sum(torch.where(mine.to(self.device)[rows], weights, 0.))
+        names = sorted(total)
+        return dict(zip(names, self.group.sum(torch.stack([total[name] for name in names]))))
 
     def train_epoch(self) -> dict[str, float]:  # a row of the history
         "One pass over all images in random order; prototypes are taken from the beliefs first."
         begin, total, self.epoch = time.perf_counter(), {}, self.epoch + 1
         self.model.train()
         self.model.remember(self.x, self.beliefs.weights, self.beliefs.sets, self.label_features)
-        for rows in torch.randperm(len(self.x), generator=self.generator).split(self.batch_size):
-            for name, value in self.train_batch(rows).items(): total[name] = total.get(name, 0) + value*len(rows)
+        mine = torch.zeros(len(self.x), dtype=torch.bool)
+        batches = torch.randperm(len(self.x), generator=self.generator).split(self.batch_size)
+        for k, batch in enumerate(batches, (self.epoch - 1)*len(batches)):
+            rows = batch[self.group.rank::self.group.count]
+            mine[rows] = True
+            for name, value in self.train_batch(rows, k, len(rows)/len(batch)).items():
+                total[name] = total.get(name, 0) + value*len(rows)
         self.model.eval()
+        total = self._exchange(mine, total)
         row = {"epoch": self.epoch} | {name: float(value)/len(self.x) for name, value in total.items()}
         if not torch.isfinite(torch.tensor(row["loss"])):
             raise PZSLError(f"training: the loss is {row['loss']} in epoch {self.epoch}; lower the learning rate (lr)")
@@ -112,16 +150,18 @@ def run(
     "Train from wherever `trainer` is; Ctrl-C ends the epoch, writes the checkpoint and raises KeyboardInterrupt."
     from tqdm import tqdm
     until = trainer.epochs if until is None else min(until, trainer.epochs)
-    bar = tqdm(total=until, initial=trainer.epoch, desc=title, unit="epoch", disable=not progress)
+    first = trainer.group.first
+    bar = tqdm(total=until, initial=trainer.epoch, desc=title, unit="epoch", disable=not (progress and first))
     with bar, interruptible() as interrupted:
         while trainer.epoch < until:
             row = trainer.train_epoch()
             if on_epoch is not None: row |= on_epoch(trainer)
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['settled']:.0%} settled", refresh=False)
             bar.update()
-            due = interrupted() or trainer.epoch == until or trainer.epoch % every == 0
-            if checkpoint is not None and due: save_checkpoint(trainer, checkpoint)
-            if interrupted(): raise KeyboardInterrupt(f"stopped after epoch {trainer.epoch} of {until}")
+            stop = bool(trainer.group.sum(torch.tensor(float(interrupted()), device=trainer.device)))   # all, or nobody
+            due = stop or trainer.epoch == until or trainer.epoch % every == 0
+            if checkpoint is not None and due and first: save_checkpoint(trainer, checkpoint)
+            if stop: raise KeyboardInterrupt(f"stopped after epoch {trainer.epoch} of {until}")
     return trainer.history
 
 # %% ../nbs/34_training.ipynb #34-011
