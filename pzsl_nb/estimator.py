@@ -18,12 +18,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .core import PZSLError, content_hash, listing, patch_to
+from .core import PZSLError, content_hash, listing, patch_to, processes, rows_at_once
 from .disambiguation import Beliefs, clip_prior, uniform_prior
 from .loss import PartialZeroShotLoss
 from .metrics import TopScores, top_belief
 from .mining import visual_prototypes
 from .model import CLIPPZSLModel
+from .sampling import LabelSampler
 from .selection import TRUSTS, Choice, choose, score_rows
 from .task import CandidateSets
 from .training import Trainer, load_checkpoint, read_checkpoint, run, save_checkpoint
@@ -85,6 +86,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         trust: float | str = "auto",  # 0: frozen CLIP, 1: all that was learned; "auto": by rehearsal
         gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
         folds: int = 3,               # rehearsals
+        negatives: int = 1024,        # labels beside its candidates that a step compares with; more are sampled
         logit_scale: float = 100.,    # CLIP's scale of cosines
         objective: Any = None,        # another loss in place of the three terms (see `43_baselines`)
         encoder: Any = None,          # from `load_encoder`: makes label features from names
@@ -129,7 +131,7 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     objective = est.objective or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
-                   seed, est.device)
+                   seed, est.device, LabelSampler(seen, est.negatives, seed))
 
 
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor) -> Choice:
@@ -141,7 +143,8 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
     if {"trust", "gamma"} <= set(fixed) and len(weights) == 1:
         return Choice(fixed["trust"], fixed["gamma"], weights[0], est.epochs)
     rounds = est.folds*(len(weights) if (~seen).any() else 1)*est.epochs
-    with tqdm(total=rounds, desc="rehearsal", unit="epoch", disable=not est.progress) as bar:
+    shown = est.progress and processes(est.device).first
+    with tqdm(total=rounds, desc="rehearsal", unit="epoch", disable=not shown) as bar:
         def train(x, sets, t, seen, unseen, seed, share, look):
             def step(trainer):
                 bar.update()
@@ -152,6 +155,16 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
     return Choice(**{**vars(found), **fixed})
 
 # %% ../nbs/42_estimator.ipynb #42-011
+def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
+    "Checked image features of unit length; a table that is so already, perhaps a mapped file, is not copied."
+    if isinstance(X, np.ndarray) and X.dtype == np.float32: X = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+    table = isinstance(X, Tensor) and X.ndim == 2 and X.is_floating_point() and len(X) > 0
+    if table and all(((part.float().norm(dim=1) - 1).abs() < 1e-3).all() for part in X.split(8192)):
+        if reset: est.n_features_in_ = X.shape[1]
+        if X.shape[1] == est.n_features_in_: return X
+    return torch.nn.functional.normalize(torch.as_tensor(validate_data(est, X, dtype=np.float32, reset=reset)), dim=1)
+
+
 def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
     "Unit image features, candidate sets and classes, or a complaint."
     if candidates is None:
@@ -160,11 +173,11 @@ def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None)
         check_classification_targets(candidates)
         if not np.isfinite(candidates).all():
             raise PZSLError("candidates: some labels are NaN or infinite; leave those rows out")
-    x = torch.as_tensor(validate_data(est, X, dtype=np.float32))
+    x = _unit_rows(est, X, reset=True)
     sets, classes = as_candidates(candidates, names)
     if len(sets) != len(x):
         raise PZSLError(f"candidates: {len(sets):,} sets and {len(x):,} rows of X are inconsistent; give one set a row")
-    return torch.nn.functional.normalize(x, dim=1), sets, classes
+    return x, sets, classes
 
 
 def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
@@ -195,23 +208,25 @@ def fit(
     every: int = 5,                      # epochs between checkpoints
     resume: bool = False,                # continue from `checkpoint` where it exists
     on_epoch: Callable[[Trainer], dict] | None = None,  # adds to the row of each epoch
+    fingerprint: str | None = None,      # stands for the content of X in checkpoints; None: X is hashed
 ) -> CLIPPZSL:
     "Choose by rehearsal, train on everything, keep what was found."
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
-    same = content_hash(x, sets.indptr, sets.indices, t, seen, self._plain_settings(), repr(self.objective))
+    same = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen, self._plain_settings(), repr(self.objective))
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
     choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
+    choice = processes(self.device).agree(choice)
     trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed())
     trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
                      "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
-    elif checkpoint is not None: save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
+    elif checkpoint is not None and trainer.group.first: save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
     self.history_ = run(trainer, choice.epochs, checkpoint, every, on_epoch, self.progress)
     return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs.weights.cpu())
 
@@ -250,20 +265,14 @@ def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen:
 
 # %% ../nbs/42_estimator.ipynb #42-014
 @patch_to(CLIPPZSL)
-def _unit_rows(self, X: Any) -> Tensor:
-    "Checked image features of unit length."
-    check_is_fitted(self, "model_")
-    return torch.nn.functional.normalize(torch.as_tensor(validate_data(self, X, dtype=np.float32, reset=False)), dim=1)
-
-
-@patch_to(CLIPPZSL)
 def top_scores(
     self,
     X: Any,                      # (m, d) image features
     trust: float | None = None,  # None: as chosen; 0: frozen CLIP
 ) -> TopScores:                  # best seen and best unseen class of every row, before calibration
     "What predictions and measures need."
-    x = self._unit_rows(X)
+    check_is_fitted(self, "model_")
+    x = _unit_rows(self, X)
     return score_rows(self.model_, x, self.label_features_, self.seen_, self.choice_.trust if trust is None else trust)
 
 
@@ -284,9 +293,10 @@ def predict_proba(
     X: Any,        # (m, d) image features
 ) -> np.ndarray:   # (m, C) float64, rows add up to 1
     "Probability of each of `classes_`."
-    x = self._unit_rows(X)
+    check_is_fitted(self, "model_")
+    x = _unit_rows(self, X)
     with torch.no_grad():
-        z = torch.cat([self.model_(part, self.label_features_, self.choice_.trust) for part in x.split(4096)])
+        z = torch.cat([self.model_(part.float(), self.label_features_, self.choice_.trust) for part in x.split(rows_at_once(len(self.label_features_)))])
     return (z.double() - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core import PZSLError
+from .core import PZSLError, rows_at_once
 from .metrics import Curve, TopScores, accuracy_from_covering, area, credit_curve, top_scores
 from .task import CandidateSets
 
@@ -78,6 +78,11 @@ class Fold:
         return (self.seen | self.plays_unseen).nonzero()[:, 0]
 
 
+def _some(rows: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    "At most so many of the rows, ascending; drawn only where there are more."
+    return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]].sort().values
+
+
 def rehearsals(
     sets: CandidateSets,   # n candidate sets
     prior: Tensor,         # (nnz,) beliefs before training
@@ -85,7 +90,7 @@ def rehearsals(
     count: int = 3,        # folds
     seed: int = 0,         # of both draws
     leak: float = .1,      # rows with more prior belief than this in classes playing unseen are not trained on
-    most: int = 20_000,    # at most so many rows are checked on in a fold
+    most: int = 20_000,    # at most so many rows are checked on in a fold, and five times as many trained on
 ) -> list[Fold]:
     "Folds over rows and over seen classes; empty where fewer than four seen classes or too few rows leave none."
     if count < 2: raise PZSLError(f"folds: {count} is not enough; rehearsal needs at least 2")
@@ -105,7 +110,7 @@ def rehearsals(
         train = (usable & (mass < max(leak, 1e-9)).cpu()).nonzero()[:, 0]
         if len(train) < max(8, .1*int(usable.sum())):
             train = usable.nonzero()[:, 0][mass.cpu()[usable].argsort()[:-(-int(usable.sum())//2)]].sort().values
-        check = order[k::count][:most]
+        check, train = order[k::count][:most], _some(train, 5*most, g)
         if len(train): made.append(Fold(seen & ~plays, plays, train, check, float(mass[check].mean())))
     return made
 
@@ -132,12 +137,12 @@ def score_rows(
     label_features: Tensor,  # (C, d)
     seen: Tensor,            # (C,) bool
     trust: float = 1.,       # 0 to 1
-    block: int = 4096,       # rows at a time
+    block: int | None = None,  # rows at a time; None: as many as memory allows
 ) -> TopScores:              # of n rows
     "Best seen and best unseen class of every row; scores exist a block at a time."
     e = model.labels(label_features.to(model.prototypes), trust)
     def scores(part): return model.logit_scale*model.images(part.to(e), trust) @ e.T
-    return TopScores.cat(top_scores(scores(part), seen) for part in x.split(block))
+    return TopScores.cat(top_scores(scores(part), seen) for part in x.split(block or rows_at_once(len(e))))
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,7 @@ def choose(
         inside = rehearsal_sets(sets, fold)
         for weight in weights:
             look = _watch(fold, x, label_features, looks, trusts, weight, tops)
-            train(x[fold.train.to(x.device)], inside, label_features[fold.classes], fold.seen[fold.classes],
+            train(x[fold.train.to(x.device)].float(), inside, label_features[fold.classes], fold.seen[fold.classes],
                   unseen=weight, seed=seed + k, share=len(fold.train)/len(x), look=look)
     checked = sets.select(torch.cat([fold.check for fold in folds])).to("cpu")
     share = sum(fold.share_unseen*len(fold.check) for fold in folds)/len(checked)
