@@ -46,7 +46,7 @@ def test_architecture_by_name_with_a_file(named):
     as_pretrained = load_encoder("ViT-tiny-test", str(named), device="cpu")
     as_weights = load_encoder("ViT-tiny-test", weights=named, device="cpu")
     assert as_pretrained.fingerprint == as_weights.fingerprint
-    x = extract_features(as_weights, [Image.new("RGB", (50, 40), "red")], progress=False)
+    x = extract_features(as_weights, [Image.new("RGB", (50, 40), "red")], dtype=torch.float32, progress=False).features
     t = label_features(as_weights, ["red thing", "blue thing"])
     assert x.shape == (1, 16) and t.shape == (2, 16)
     torch.testing.assert_close(torch.cat([x, t]).norm(dim=1), torch.ones(3))
@@ -126,7 +126,7 @@ def test_pictures_of_every_mode(encoder, mode, tmp_path):
     image = Image.fromarray(render([(0, 0, 3)], seed=0, size=48)[0])
     image = image.convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
     image.save(path := tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png"))
-    x = extract_features(encoder, [path], progress=False)
+    x = extract_features(encoder, [path], progress=False).features
     assert x.shape == (1, 128) and x.isfinite().all()
 
 
@@ -136,9 +136,8 @@ def test_unreadable_pictures(encoder, tmp_path):
     cut.write_bytes(good.read_bytes()[:300])
     with pytest.raises(PZSLError, match="image 1: .*cut.png"): extract_features(encoder, [good, cut], progress=False)
     for cache in (None, tmp_path / "cache"):
-        with pytest.raises(PZSLError, match="image 1: no file"):
+        with pytest.raises(PZSLError, match="image 1: .*gone.png: there is no such file"):
             extract_features(encoder, [good, tmp_path / "gone.png"], cache, progress=False)
-    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
 
 
 @pytest.mark.parametrize("images", [[], np.zeros((0, 32, 32, 3), np.uint8), np.zeros((2, 3, 32, 32), np.uint8), [3, 4]])
@@ -152,7 +151,7 @@ def test_a_failing_encoder_leaves_no_file(encoder, tmp_path):
     broken.model.encode_image = explode
     with pytest.raises(RuntimeError, match="out of memory"):
         extract_features(broken, render([(0, 0, 0)], seed=0), tmp_path, progress=False)
-    assert list(tmp_path.iterdir()) == []
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"lock"}
 
 
 def test_key_tells_pictures_apart(encoder):
