@@ -7,7 +7,7 @@ __all__ = ['KNOWN', 'read_known']
 
 # %% ../nbs/14_datasets.ipynb #14-002
 import contextlib, functools, hashlib, http.client, io, itertools, os, pickle, pickletools, re
-import struct, tarfile, zipfile, zlib
+import tarfile, zipfile, zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ import torch
 
 from .core import PZSLError, listing, read_json
 from .images import PictureSet, class_words, normalise_name
+from .matlab_files import read_mat, split_version
 from .task import CandidateSets
 
 # %% ../nbs/14_datasets.ipynb #14-007
@@ -53,14 +54,18 @@ class _Reader(pickle.Unpickler):
 # %% ../nbs/14_datasets.ipynb #14-008
 _BROKEN = (pickle.UnpicklingError, ValueError, TypeError, EOFError, LookupError, AttributeError, OverflowError,
            MemoryError, RecursionError)   # what a mangled pickle makes of the reader
+_MOST_BUILT = 500   # tuples and calls; the real files have a few dozen, and nests of thousands can end Python itself
 
 
 def _unpickled(content: bytes, path: Path) -> object:
     "What a pickle of plain data holds, with `_Array` for arrays; anything else in it is a `PZSLError`, and is not run."
     try:
+        built = 0
         for opcode, argument, _ in pickletools.genops(content):   # a pass that runs nothing
             if "PUT" in opcode.name and argument > len(content):
                 raise pickle.UnpicklingError("it makes room for more values than it can hold")
+            built += opcode.name.startswith(("TUPLE", "REDUCE", "FROZENSET"))
+            if built > _MOST_BUILT: raise pickle.UnpicklingError(f"it builds more than {_MOST_BUILT} objects")
         return _Reader(io.BytesIO(content), encoding="latin1").load()
     except _BROKEN as error:
         raise PZSLError(f"{path}: is no pickle of plain data ({str(error):.200}); nothing in it was run, "
@@ -72,9 +77,10 @@ def _numbers(value: object, where: str) -> np.ndarray:
     try:
         if isinstance(value, list) and all(type(v) is int for v in value): return np.array(value, np.int64)
         _, shape, kind, fortran, raw = value.state
-        if not re.fullmatch("[iu][1248]", kind.letters): raise ValueError(f"of type {str(kind.letters):.20}")
+        if not re.fullmatch("[<>|=][iu][1248]", letters := kind.order + kind.letters):
+            raise ValueError(f"of type {letters:.20}")
         raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        return np.frombuffer(raw, np.dtype(kind.order + kind.letters)).reshape(shape, order="F" if fortran else "C")
+        return np.frombuffer(raw, letters).reshape(shape, order="F" if fortran else "C")
     except _BROKEN as error:
         raise PZSLError(f"{where}: is no array of whole numbers ({str(error):.100}); the file is damaged or of another "
                         "kind, fetch it again") from error
@@ -224,24 +230,12 @@ def _flowers(home: Path) -> _Pool:
     "Oxford Flowers 102: `labels` of all pictures in one file, `trnid`, `valid` and `tstid` in another."
     folder, names = home / "flowers-102", [" ".join(name.split()) for name in _FLOWERS.split(";")]
     files = folder / "imagelabels.mat", folder / "setid.mat"
-    labels = _mat_numbers(_read_mat(files[0], ["labels"]), "labels", files[0], len(names))
-    parts = _read_mat(files[1], ["trnid", "valid", "tstid"])
-    rows = [(i, key == "tstid") for key in parts for i in _mat_numbers(parts, key, files[1], len(labels)).tolist()]
+    labels = _mat_numbers(read_mat(files[0], ["labels"]), "labels", files[0], len(names))
+    parts = read_mat(files[1], ["trnid", "valid", "tstid"])
+    rows = [(i, key == "tstid") for key in sorted(parts) for i in _mat_numbers(parts, key, files[1], len(labels)).tolist()]
     return _listed(folder / "jpg", names, [(f"image_{i:05d}.jpg", labels[i - 1] - 1, test) for i, test in rows], files)
 
-# %% ../nbs/14_datasets.ipynb #14-021
-def _read_mat(path: Path, keys: list[str]) -> dict:
-    "Some variables of a .mat file; whatever is wrong with it is a `PZSLError`."
-    from scipy.io import loadmat
-    try: content = loadmat(path, variable_names=keys, squeeze_me=True)
-    except OSError as error: raise PZSLError(f"{path}: cannot be read ({error.strerror}); fetch it again") from error
-    except (*_BROKEN, NotImplementedError, struct.error, zlib.error) as error:   # scipy on damaged files
-        raise PZSLError(f"{path}: is no readable .mat file ({str(error):.100}); fetch it again") from error
-    if missing := [key for key in keys if key not in content]:
-        raise PZSLError(f"{path}: has no variable {listing(missing)}; this is another file, fetch it again")
-    return {key: content[key] for key in keys}
-
-# %% ../nbs/14_datasets.ipynb #14-023
+# %% ../nbs/14_datasets.ipynb #14-022
 def _batch(path: Path, label_key: str) -> tuple[np.ndarray, dict]:
     "The pictures of one CIFAR file, (n, 32, 32, 3), and its lists of labels, checked for their length."
     batch = _unpickled(_bytes(path), path)
@@ -271,7 +265,7 @@ def _names(meta: object, key: str, path: Path) -> list[str]:
         raise PZSLError(f"{path}: has no list of names '{key}'; this is no CIFAR file of this kind, fetch it again")
     return names
 
-# %% ../nbs/14_datasets.ipynb #14-024
+# %% ../nbs/14_datasets.ipynb #14-023
 def _cifar(folder: Path, train: list[str], test: str, meta: str, kind: str = "") -> _Pool:
     "Pictures of all batches, in the order of the files; with `kind` 'fine_', groups too."
     files = [folder / name for name in (*train, test)]
@@ -309,7 +303,7 @@ def _cifar10(home: Path) -> _Pool:
 def _cifar100(home: Path) -> _Pool:
     return _cifar(home / "cifar-100-python", ["train"], "test", "meta", "fine_")
 
-# %% ../nbs/14_datasets.ipynb #14-026
+# %% ../nbs/14_datasets.ipynb #14-025
 _HUMAN = "CIFAR-10_human.pt", "cifar_n/CIFAR-10_human.pt", "data/CIFAR-10_human.pt"
 _MOST_BYTES = 1 << 28   # of the labels, unpacked; they are 2.4 MB
 
@@ -348,7 +342,7 @@ def _cifar10n(home: Path) -> _Pool:
     votes[~pool.test] = np.stack(list(lists.values()), 1)
     return replace(pool, votes=votes, files=(*pool.files, path))
 
-# %% ../nbs/14_datasets.ipynb #14-028
+# %% ../nbs/14_datasets.ipynb #14-027
 class _Division(NamedTuple):
     "Who is for what."
     unseen: np.ndarray        # (C,) bool
@@ -391,8 +385,8 @@ def _plain_name(name: str) -> str:
     "A class name without its number: `001.Black_footed_Albatross` is a folder, not a bird."
     return re.sub(r"^\d+\.", "", name)
 
-# %% ../nbs/14_datasets.ipynb #14-030
-_PARTS = "trainval_loc", "test_seen_loc", "test_unseen_loc"
+# %% ../nbs/14_datasets.ipynb #14-029
+_PARTS = "trainval_loc", "test_unseen_loc", "test_seen_loc"
 
 
 def _benchmark(name: str, *unseen: str) -> Callable[[_Pool, Path], _Division]:
@@ -420,41 +414,45 @@ def _benchmark_classes(pool: _Pool, folder: Path) -> _Division:
     else: unseen = ~_these(_text(file := folder / "trainvalclasses.txt"), names, file)
     return _Division(unseen, None, f"unseen classes by {file.name} of xlsa17")
 
-# %% ../nbs/14_datasets.ipynb #14-031
+# %% ../nbs/14_datasets.ipynb #14-030
 def _benchmark_rows(pool: _Pool, folder: Path) -> _Division:
     "Training and test pictures of xlsa17, and the unseen classes that follow from them."
     file = folder / "att_splits.mat"
     row = _benchmark_pictures(pool, folder / "res101.mat")
-    arrays = _read_mat(file, list(_PARTS))
-    parts = {key: row[_mat_numbers(arrays, key, file, len(row)) - 1] for key in _PARTS}
-    for one, other in itertools.combinations(_PARTS, 2):
+    arrays = read_mat(file, _PARTS[:2], (_PARTS[2], "train_loc", "val_loc"))
+    lists = {key: _mat_numbers(arrays, key, file, len(row)) - 1 for key in arrays}
+    parts = {key: row[lists[key]] for key in _PARTS if key in lists}
+    for one, other in itertools.combinations(parts, 2):
         if len(both := np.intersect1d(parts[one], parts[other])):
             raise PZSLError(f"{file}: {one} and {other} share {len(both):,} pictures ({listing(both, 3)}); "
                             "row numbers have to count from 1, fetch the file again")
     unseen = np.zeros(len(pool.names), bool)
     unseen[pool.labels[parts["test_unseen_loc"]]] = True
-    for key in _PARTS[:2]:
+    for key in parts.keys() - {"test_unseen_loc"}:
         if len(bad := np.flatnonzero(unseen[pool.labels[parts[key]]])):
             raise PZSLError(f"{file}: {key} has {len(bad):,} pictures of classes that test_unseen_loc has too "
                             f"({listing(sorted({pool.names[c] for c in pool.labels[parts[key][bad]]}), 3)}); "
                             "row numbers have to count from 1, fetch the file again")
     used, test = np.zeros((2, len(pool.pictures)), bool)
     used[np.concatenate(list(parts.values()))] = True
-    test[np.concatenate([parts[key] for key in _PARTS[1:]])] = True
-    return _Division(unseen, test, "pictures by att_splits.mat of xlsa17 (Xian et al., TPAMI 2019)", used)
+    test[used] = True
+    test[parts["trainval_loc"]] = False
+    return _Division(unseen, test, f"xlsa17 (Xian et al., TPAMI 2019), {split_version(lists)}", used)
 
 
 def _benchmark_pictures(pool: _Pool, file: Path) -> np.ndarray:
     "For each row of res101.mat the number of its picture in the pool."
     number = {picture: i for i, picture in enumerate(pool.pictures)}
-    names = [str(name) for name in np.asarray(_read_mat(file, ["image_files"])["image_files"]).reshape(-1)]
+    names = read_mat(file, ["image_files"])["image_files"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PZSLError(f"{file}: 'image_files' is no list of names; fetch the file again")
     names = [re.sub("^.*/(?:images|JPEGImages)/+", "", name) for name in names]   # paths of a machine in Saarbrücken
     if missing := [name for name in names if name not in number]:
         raise PZSLError(f"{file}: {len(missing):,} of its {len(names):,} pictures are not in {pool.folder} "
                         f"({listing(missing, 2)}); unpack the archive of pictures again")
     return np.array([number[name] for name in names])
 
-# %% ../nbs/14_datasets.ipynb #14-033
+# %% ../nbs/14_datasets.ipynb #14-032
 def _held_out(pool: _Pool, unseen: np.ndarray, seed: int) -> np.ndarray:
     "(N,) bool: all pictures of unseen classes, and a fifth of each seen one; at least 1 where it has 2."
     def number(name): return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()[:8]
@@ -466,7 +464,7 @@ def _held_out(pool: _Pool, unseen: np.ndarray, seed: int) -> np.ndarray:
         if len(rows) and test[rows].all(): test[rows[draw[rows].argmax()]] = False
     return test
 
-# %% ../nbs/14_datasets.ipynb #14-035
+# %% ../nbs/14_datasets.ipynb #14-034
 @dataclass(frozen=True)
 class _Known:
     "What there is to know of a data set."
@@ -504,7 +502,7 @@ _LAND = {"AnnualCrop": "annual crop land", "HerbaceousVegetation": "brushland or
 _CALTECH = {"Faces": "off-center face", "Faces_easy": "centered face", "Leopards": "leopard", "Motorbikes": "motorbike",
             "airplanes": "airplane"}
 
-# %% ../nbs/14_datasets.ipynb #14-036
+# %% ../nbs/14_datasets.ipynb #14-035
 _TABLE = {
     "cifar10": _Known(_cifar10, _CIFAR10_FILES, _CIFAR_ADDRESS.format(10), _CIFAR_PROMPTS, _CAT_TRUCK, "CIFAR10"),
     "cifar10n": _Known(
@@ -544,7 +542,7 @@ _TABLE = {
         "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", ("a photo of {}, a type of food.",), fetch="Food101"),
 }
 
-# %% ../nbs/14_datasets.ipynb #14-037
+# %% ../nbs/14_datasets.ipynb #14-036
 _TABLE |= {
     "caltech101": _Known(
         lambda home: _class_folders(home / "caltech101/101_ObjectCategories", skip=("BACKGROUND_Google",)),
@@ -565,7 +563,7 @@ _TABLE |= {
         _photos(ending=", a type of aircraft"), fetch="FGVCAircraft"),
 }
 
-# %% ../nbs/14_datasets.ipynb #14-041
+# %% ../nbs/14_datasets.ipynb #14-040
 def _home(name: str, root: str | os.PathLike, download: bool) -> Path:
     "The folder that holds what the data set needs, after fetching it if that is wanted and possible."
     known, home = _TABLE[name], Path(root).expanduser()
@@ -601,7 +599,7 @@ def _download(name: str, known: _Known, home: Path) -> None:
         raise PZSLError(f"{name}: could not be fetched ({str(error):.200}); get it from {known.address} and unpack it "
                         f"in {home}") from error
 
-# %% ../nbs/14_datasets.ipynb #14-042
+# %% ../nbs/14_datasets.ipynb #14-041
 _SPLITS = {"published": None, "half": _half, "all": _all}
 
 
@@ -623,12 +621,13 @@ def read_known(
     if test is None:
         test = _held_out(pool, division.unseen, seed)
         notes.append(f"a fifth of each seen class is held out for testing, by a hash of the names (seed {seed})")
-    return _assembled(name, known, pool, division._replace(test=test), notes)
+    try: return _assembled(name, known, pool, division._replace(test=test), notes)
+    except PZSLError as error: raise PZSLError(f"{home}: {error}") from error
 
 
 KNOWN = {name: functools.partial(read_known, name) for name in _TABLE}
 
-# %% ../nbs/14_datasets.ipynb #14-044
+# %% ../nbs/14_datasets.ipynb #14-043
 def _assembled(name: str, known: _Known, pool: _Pool, division: _Division, notes: list[str]) -> PictureSet:
     "The training pictures of seen classes, the test pictures, and notes on what was left out."
     unseen, test = division.unseen, division.test
@@ -654,7 +653,7 @@ def _class_names(known: _Known, pool: _Pool) -> tuple[str, ...]:
     "The names as words."
     return tuple(known.words.get(name) or class_words(_plain_name(name).replace("/", " ")) for name in pool.names)
 
-# %% ../nbs/14_datasets.ipynb #14-045
+# %% ../nbs/14_datasets.ipynb #14-044
 def _sets(votes: np.ndarray, unseen: np.ndarray) -> CandidateSets:
     "The union of what the annotators of each picture said, without unseen classes."
     row, voter = np.nonzero(~unseen[votes])
