@@ -260,7 +260,8 @@ def _check_vectors(thing: str, vectors: Tensor) -> None:
         raise PZSLError(f"{thing}: must be a table of float vectors, one a row; make_task converts what you have")
     off = (_lengths(vectors) - 1).abs()
     if (off <= 1e-3).all(): return
-    _check_finite(thing, vectors[~off.isfinite()])
+    if (bad := ~off.isfinite()).any():
+        raise PZSLError(f"{thing}: row {_rows(bad)} has NaN or infinite entries; extract these again or leave them out")
     raise PZSLError(f"{thing}: row {_rows(off > 1e-3)} does not have unit length; use make_task, which scales them")
 
 
@@ -304,7 +305,11 @@ class Task:
     def n_classes(self) -> int: return len(self.label_features)
 
     @cached_property
-    def known(self) -> Tensor: return (self.test_labels >= 0).nonzero()[:, 0]   # test rows that can be measured on
+    def tested(self) -> tuple[Tensor, Tensor]:  # (k, d), (k,)
+        "Features and labels of the test rows whose label is known: what can be measured on."
+        known = (self.test_labels >= 0).nonzero()[:, 0]
+        if len(known) == len(self.test_labels): return self.test_features, self.test_labels
+        return self.test_features[known], self.test_labels[known]
 
     def __repr__(self): return f"Task({self.summary()})"
 
@@ -418,9 +423,8 @@ def facts(self) -> dict[str, Any]:
     return {"name": self.name, "width": self.features.shape[1], "classes": self.n_classes,
             "seen": int(self.seen.sum()), "unseen": int((~self.seen).sum()), "train": len(self.features),
             "validation": 0 if self.validation_labels is None else len(self.validation_labels),
-            "test_seen": int(self.seen[self.test_labels[self.known]].sum()),
-            "test_unseen": int((~self.seen[self.test_labels[self.known]]).sum()),
-            "test_unknown": len(self.test_labels) - len(self.known), "dropped_rows": self.dropped_rows,
+            "test_seen": int(self.seen[self.tested[1]].sum()), "test_unseen": int((~self.seen[self.tested[1]]).sum()),
+            "test_unknown": len(self.test_labels) - len(self.tested[1]), "dropped_rows": self.dropped_rows,
             "mean_candidates": None if sets is None else sets.nnz/len(sets), "notes": list(self.notes)}
 
 
