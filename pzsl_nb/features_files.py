@@ -40,7 +40,7 @@ def _bad_rows(table: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
     bad, zero = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start, part in _blocks(table):
         with np.errstate(all="ignore"): total = np.einsum("ij,ij->i", part, part, dtype=np.float64, casting="unsafe")
-        for row in np.flatnonzero(~((total > 0) & (total < np.inf))):   # all of the bad ones, and some that are only far off
+        for row in np.flatnonzero(~((total > 0) & (total < np.inf))):   # the bad ones, and some that are far off
             if not np.isfinite(part[row]).all(): bad.append([start + row])
             elif not part[row].any(): zero.append([start + row])
     return np.concatenate(bad), np.concatenate(zero)
@@ -189,8 +189,8 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive: size = sum(item.file_size for item in archive.infolist())
     except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error): return
     if size > max(_FREE, _RATIO*path.stat().st_size):
-        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} MiB, which "
-                        "no table of features does; save it again with np.savez, or as .safetensors")
+        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} MiB, "
+                        "as no table of features does; save it again with np.savez, or as .safetensors")
 
 
 def _strings(path: Path, key: str, array: np.ndarray) -> list[str]:
@@ -283,7 +283,7 @@ def _header(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]])
     try: text = json.dumps(entries, ensure_ascii=False).encode()
     except UnicodeEncodeError as error: raise PZSLError(f"{path}: a name is not Unicode text ({error})") from error
     if len(text) > _LONGEST:
-        raise PZSLError(f"{path}: {len(text):,} bytes of names do not fit the header of a .safetensors file; save it as "
+        raise PZSLError(f"{path}: {len(text):,} bytes of names do not fit the header of .safetensors; save it as "
                         ".npz, or without image_ids")
     text += b" "*(-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
