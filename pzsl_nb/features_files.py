@@ -70,7 +70,7 @@ def _check_integers(array: np.ndarray) -> str | None:
     "What is wrong with an array of whole numbers, and the mend; None if nothing is."
     if array.ndim != 1: return f"has shape {array.shape}; it must be flat"
     if _kind(array) not in "iuf": return f"holds {array.dtype} that are not whole numbers; save it as integers"
-    with np.errstate(invalid="ignore"): whole = (array == np.floor(array)) & (array > -2**53) & (array < 2**53)
+    with np.errstate(all="ignore"): whole = (array == np.floor(array)) & (array > -2**53) & (array < 2**53)
     if not whole.all():
         return f"holds {array.dtype} that are not whole numbers below 2**53; save it as integers"
     return None
