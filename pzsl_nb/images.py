@@ -682,7 +682,6 @@ def _keep_votes(votes: _Votes, keep: np.ndarray) -> None:
     votes.rows, votes.classes, votes.people = (array("i", part[kept].tobytes()) for part in parts)
 
 # %% ../nbs/11_images.ipynb #11-053
-# what Pillow can decode by itself: EPS starts Ghostscript, the others are headers without a decoder
 PICTURE_FORMATS = ("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM",
                    "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM", "XPM")
 _OURS = ("classes.csv", "candidates.csv")
@@ -695,7 +694,7 @@ def _suffixes() -> frozenset[str]:
     from PIL import Image
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in PICTURE_FORMATS)
 
-
+# %% ../nbs/11_images.ipynb #11-055
 class _Scan:
     "All pictures under a folder, as sorted paths from it; links out of it are refused unless allowed."
     def __init__(self, root: Path, allow_outside: bool):
@@ -734,7 +733,7 @@ class _Scan:
         elif ending in _suffixes() and entry.is_file(): self.ids.append(key)
         else: self.others[ending or "without ending"] += 1
 
-# %% ../nbs/11_images.ipynb #11-054
+# %% ../nbs/11_images.ipynb #11-056
 def _layout(ids: list[str]) -> tuple[np.ndarray, list[str | None]]:
     "For every picture its part (0 where the folders do not say), and the folder of its class, None where it has none."
     parts = [key.split(os.sep) for key in ids]
@@ -764,7 +763,7 @@ def _fifth(ids: Sequence[str], labels: np.ndarray, seed: int, share: float = .2)
         elif len(rows): test[rows[0]], test[rows[-1]] = True, False
     return test
 
-# %% ../nbs/11_images.ipynb #11-058
+# %% ../nbs/11_images.ipynb #11-060
 def _read_candidates(path: Path, classes: _Classes, scan: _Scan) -> _Votes:
     "The votes in a candidates.csv for pictures of a folder."
     table = _read_table(path, "image", ("image", "candidates", "annotator"))
@@ -793,7 +792,7 @@ def _folder_notes(scan: _Scan, unused: list[str], splits: np.ndarray) -> list[st
     if scan.links: notes.append(f"links to folders that are read where they lie: {listing(scan.links)}")
     return notes
 
-# %% ../nbs/11_images.ipynb #11-059
+# %% ../nbs/11_images.ipynb #11-061
 def _scanned(path: Path, allow_outside: bool) -> _Scan:
     "The pictures in a folder; that there are none is an error."
     if not path.is_dir():
@@ -819,7 +818,7 @@ def _folder_test(splits, labels, voted, ids: list[str], classes: _Classes, seed:
     unseen = np.zeros(len(ids), bool) if classes.seen is None else (labels >= 0) & ~classes.seen[labels]
     return unseen | _fifth(ids, np.where(unseen, -1, labels), seed), (labels >= 0) | voted
 
-# %% ../nbs/11_images.ipynb #11-060
+# %% ../nbs/11_images.ipynb #11-062
 def read_folder(
     path: str | os.PathLike,     # class folders, or train/ and test/ with class folders
     seed: int = 0,               # which pictures are kept for the test, where the folders do not say
@@ -851,7 +850,7 @@ def read_folder(
                                 labels[used], votes, classes, lambda row: _short(_shown(ids[row])), notes, depends),
                       min_votes)
 
-# %% ../nbs/11_images.ipynb #11-068
+# %% ../nbs/11_images.ipynb #11-070
 def described(
     name: str,    # of the class
     phrase: str,  # what is said of it
@@ -883,7 +882,7 @@ def apply_descriptions(
     return dataclasses.replace(pictures, phrases=chosen, depends=(*pictures.depends, path),
                                notes=pictures.notes + notes)
 
-# %% ../nbs/11_images.ipynb #11-069
+# %% ../nbs/11_images.ipynb #11-071
 def _read_descriptions(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     "Normal form of a class name -> the name as written, and its phrases."
     _check_file(path)

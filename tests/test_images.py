@@ -198,7 +198,7 @@ def test_any_descriptions_load_or_are_refused(home, content):
 
 
 @quick
-@given(st.dictionaries(st.sampled_from(["cat", "Dog", "bird_of+prey"]), st.lists(names.filter(str.split), min_size=1)))
+@given(st.dictionaries(st.sampled_from(["cat", "Dog", "bird_of+prey"]), st.lists(names.filter(normalise_name), min_size=1)))
 def test_descriptions_reach_the_class_they_are_of(home, given_phrases):
     two = PictureSet("two", ["1", "2"], [], ("Cat", "dog"), np.ones(2, bool), [0, 1], [])
     path = put(home / "told.json", json.dumps(given_phrases))
@@ -237,6 +237,18 @@ def test_columns_of_annotators_are_people(home):
     refuses("no candidate of line 4 has 3 votes", table, home, content, min_votes=3)
     for odd in (0, -1, 1.5, True, "2"):
         refuses("min_votes: ", table, home, content, min_votes=odd)
+
+
+def test_a_person_who_says_it_twice_has_one_vote_and_strangers_have_one_each(home):
+    content = "image,candidates,annotator\na.png,cat| |dog,{0}\na.png,cat||,{0}\nb c.jpg,dog,x\nb c.jpg,dog,y\n"
+    refuses("no candidate of line 2 has 2 votes", table, home, content.format("ann"), min_votes=2)
+    assert sets(table(home, content.format(" "), min_votes=2)) == {"a.png": {"cat"}, "b c.jpg": {"dog"}}
+    assert sets(table(home, content.format("ann"))) == {"a.png": {"cat", "dog"}, "b c.jpg": {"dog"}}
+
+
+def test_a_label_beside_the_candidates_is_noted_and_its_class_is_seen(home):
+    got = table(home, "image,candidates,label\na.png,cat|dog,bird\nb c.jpg,dog,dog\n")
+    assert got.seen.all() and got.labels.tolist() == [0, 2] and "label of 1 training pictures is not among" in got.notes[0]
 
 
 def test_validation_is_the_test_where_there_is_no_other(home):
@@ -327,6 +339,9 @@ def test_links_and_absolute_paths_stay_inside_unless_allowed(home, tmp_path):
             assert Path(table(home, content, allow_outside=True).train[0]).samefile(outside)
     assert len(table(home, "image,label\ninner.png,cat\nb c.jpg,dog\n").train) == 2
     refuses("'lost.png' is not there", table, home, "image,label\nlost.png,cat\n")
+    twin = put(home.parent / f"{home.name} too" / "t.png", b"")
+    (home / "twin.png").symlink_to(twin)                       # its folder's name begins like ours
+    refuses("line 2 leads out of its folder", table, home, "image,label\ntwin.png,cat\n")
     absolute = table(home, f"image,label\n{home / 'a.png'},cat\nb c.jpg,dog\n")     # inside after all
     assert absolute.train_ids[0] == "a.png"
 
@@ -371,6 +386,11 @@ def test_a_folder_keeps_a_fifth_and_moves_nothing_when_it_grows(album):
     assert {root, root / "cat", root / "classes.csv", root / "candidates.csv"} <= set(got.depends)
 
 
+def test_a_class_of_one_picture_is_learned_from(album):
+    got = read_folder(album(**{f"class {i}": 1 for i in range(30)}))
+    assert (len(got.train), len(got.test)) == (30, 0)
+
+
 def test_classes_csv_makes_all_pictures_of_a_class_test_pictures(album):
     root = album(cat=5, dog_breeds=5, zebra=5)
     put(root / "classes.csv", "name,seen\nZebra,0\nDog-Breeds,1\ncat,1\nunicorn,0\n")
@@ -392,6 +412,10 @@ def test_train_and_test_folders(album):
     for note in ("1 .txt", "beside train and test are not used: labels", "train/stray.jpg", "2 validation pictures join",
                  "1 classes are named in no training row and so are unseen: zebra"):
         assert note in said
+    put(root / "candidates.csv", "image,candidates\nlabels/1.jpg,dog\ntrain/cat/0.jpg,cat|dog\ntest/cat/0.jpg,dog\n")
+    voted = read_folder(root)
+    assert voted.train_ids == got.train_ids and sets(voted)["train/cat/0.jpg"] == {"cat", "dog"}
+    assert sets(voted)["train/dog/1.jpg"] == {"dog"} and "candidates of 1 test pictures are not used" in voted.notes
 
 
 def test_a_class_may_be_called_train(album):
