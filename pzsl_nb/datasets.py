@@ -232,7 +232,8 @@ def _flowers(home: Path) -> _Pool:
     files = folder / "imagelabels.mat", folder / "setid.mat"
     labels = _mat_numbers(read_mat(files[0], ["labels"]), "labels", files[0], len(names))
     parts = read_mat(files[1], ["trnid", "valid", "tstid"])
-    rows = [(i, key == "tstid") for key in sorted(parts) for i in _mat_numbers(parts, key, files[1], len(labels)).tolist()]
+    rows = [(i, key == "tstid") for key in sorted(parts)
+            for i in _mat_numbers(parts, key, files[1], len(labels)).tolist()]
     return _listed(folder / "jpg", names, [(f"image_{i:05d}.jpg", labels[i - 1] - 1, test) for i, test in rows], files)
 
 # %% ../nbs/14_datasets.ipynb #14-022
@@ -244,8 +245,8 @@ def _batch(path: Path, label_key: str) -> tuple[np.ndarray, dict]:
     data = _numbers(batch["data"], f"{path}: key 'data'")
     labels = {key: _numbers(batch[key], f"{path}: key '{key}'") for key in (label_key, "coarse_labels") if key in batch}
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or not len(data):
-        raise PZSLError(f"{path}: key 'data' has shape {data.shape} and type {data.dtype}, not (n, 3072) "
-                        "bytes; fetch it again")
+        raise PZSLError(f"{path}: key 'data' has shape {data.shape} and type {data.dtype}, not "
+                        "(n, 3072) bytes; fetch it again")
     if bad := [key for key, values in labels.items() if values.shape != (len(data),)]:
         raise PZSLError(f"{path}: key '{bad[0]}' has {labels[bad[0]].size:,} labels for {len(data):,} pictures; "
                         "fetch it again")
