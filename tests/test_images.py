@@ -1,7 +1,7 @@
 """Pictures of one's own: what folders and tables give, and that nothing but a PZSLError comes out of bad ones.
 
-Properties are tried by hypothesis: a well-formed table gives the sets that plain loops give; whatever else is in a file,
-it loads or is refused with its name.
+Properties are tried by hypothesis: a well-formed table gives the sets that plain loops give; whatever else a file
+holds, it loads or is refused with its name.
 """
 import csv
 import io
@@ -91,10 +91,11 @@ distinct = st.lists(names.filter(normalise_name), min_size=2, max_size=5, unique
 
 @st.composite
 def crowds(draw):
-    "Class names and rows of (picture, class numbers, person); every picture of the first row's is named twice at least."
+    "Class names and rows of (picture, class numbers, person); the first picture is named by two people."
     classes = draw(distinct)
     numbers = st.lists(st.integers(0, len(classes) - 1), min_size=1, max_size=4)
-    rows = draw(st.lists(st.tuples(st.sampled_from(PICTURES), numbers, st.sampled_from(["", "ann", "ben"])), max_size=8))
+    row = st.tuples(st.sampled_from(PICTURES), numbers, st.sampled_from(["", "ann", "ben"]))
+    rows = draw(st.lists(row, max_size=8))
     return classes, [(PICTURES[0], [0, 1], "ann"), (PICTURES[0], [1, 0], "ben"), *rows]
 
 
@@ -104,7 +105,8 @@ def said_by(rows, min_votes):
     for line, (image, numbers, person) in enumerate(rows):
         for number in numbers:
             votes.setdefault(image, {}).setdefault(number, set()).add(person or line)
-    return {image: {number for number, people in one.items() if len(people) >= min_votes} for image, one in votes.items()}
+    return {image: {number for number, people in one.items() if len(people) >= min_votes}
+            for image, one in votes.items()}
 
 
 def as_csv(columns, rows, delimiter=","):
@@ -117,8 +119,8 @@ def as_csv(columns, rows, delimiter=","):
 @given(crowds(), st.sampled_from(",;\t"), st.sampled_from([1, 2]), st.booleans())
 def test_a_table_gives_the_sets_that_loops_give(home, crowd, delimiter, min_votes, listed):
     classes, rows = crowd
-    content = as_csv(["image", "candidates", "annotator"], [(i, "|".join(classes[c] for c in cs), who) for i, cs, who in rows],
-                     delimiter)
+    cells = [(image, "|".join(classes[c] for c in chosen), who) for image, chosen, who in rows]
+    content = as_csv(["image", "candidates", "annotator"], cells, delimiter)
     (home / "classes.csv").unlink(missing_ok=True)
     if listed:
         put(home / "classes.csv", as_csv(["name"], [[name] for name in classes]))
@@ -149,7 +151,8 @@ def spoiled(draw, text):
     content = bytearray(text.encode())
     for _ in range(draw(st.integers(1, 4))):
         at, length = draw(st.integers(0, len(content))), draw(st.integers(0, 12))
-        junk = draw(st.binary(max_size=6) | st.sampled_from([b'"', b"\n", b",", b"|", b"\0", b"\r", b",,,,", b"../", b"\xff\xfe",
+        junk = draw(st.binary(max_size=6) | st.sampled_from([b'"', b"\n", b",", b"|",
+                                                            b"\0", b"\r", b",,,,", b"../", b"\xff\xfe",
                                                             "é".encode(), "\u202e".encode(), b"image", b"label"]))
         content[at:at + length] = junk
     return bytes(content)
@@ -184,11 +187,12 @@ def test_any_candidates_load_or_are_refused(tmp_path_factory, content):
 
 
 values = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3))
+                      lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=8), some, max_size=3))
+tables = st.dictionaries(st.sampled_from(["Cat", "cat", "dog", "DOG ", "x"]), values)
 
 
 @quick
-@given((values | st.dictionaries(st.sampled_from(["Cat", "cat", "dog", "DOG ", "x"]), values)).map(json.dumps).map(str.encode)
+@given((values | tables).map(json.dumps).map(str.encode)
        | spoiled('{"cat": ["whiskers", "a tail"], "dog": ["has a nose"]}') | st.binary(max_size=60))
 def test_any_descriptions_load_or_are_refused(home, content):
     two = PictureSet("two", ["1", "2"], [], ("cat", "Dog"), np.ones(2, bool), [0, 1], [])
@@ -198,7 +202,8 @@ def test_any_descriptions_load_or_are_refused(home, content):
 
 
 @quick
-@given(st.dictionaries(st.sampled_from(["cat", "Dog", "bird_of+prey"]), st.lists(names.filter(normalise_name), min_size=1)))
+@given(st.dictionaries(st.sampled_from(["cat", "Dog", "bird_of+prey"]),
+                       st.lists(names.filter(normalise_name), min_size=1)))
 def test_descriptions_reach_the_class_they_are_of(home, given_phrases):
     two = PictureSet("two", ["1", "2"], [], ("Cat", "dog"), np.ones(2, bool), [0, 1], [])
     path = put(home / "told.json", json.dumps(given_phrases))
@@ -233,7 +238,8 @@ def test_labels_alone_are_no_candidates_and_an_empty_cell_is_its_label(home):
 def test_columns_of_annotators_are_people(home):
     content = "image,annotator_1,annotator_2,annotator_10\na.png,cat|dog,dog,\na.png,cat,,dog|bird\nb c.jpg,cat,cat,\n"
     assert sets(table(home, content)) == {"a.png": {"cat", "dog", "bird"}, "b c.jpg": {"cat"}}
-    assert sets(table(home, content, min_votes=2)) == {"a.png": {"dog"}, "b c.jpg": {"cat"}}   # one person said cat twice
+    # one person said cat twice
+    assert sets(table(home, content, min_votes=2)) == {"a.png": {"dog"}, "b c.jpg": {"cat"}}
     refuses("no candidate of line 4 has 3 votes", table, home, content, min_votes=3)
     for odd in (0, -1, 1.5, True, "2"):
         refuses("min_votes: ", table, home, content, min_votes=odd)
@@ -248,7 +254,8 @@ def test_a_person_who_says_it_twice_has_one_vote_and_strangers_have_one_each(hom
 
 def test_a_label_beside_the_candidates_is_noted_and_its_class_is_seen(home):
     got = table(home, "image,candidates,label\na.png,cat|dog,bird\nb c.jpg,dog,dog\n")
-    assert got.seen.all() and got.labels.tolist() == [0, 2] and "label of 1 training pictures is not among" in got.notes[0]
+    assert got.seen.all() and got.labels.tolist() == [0, 2]
+    assert "label of 1 training pictures is not among" in got.notes[0]
 
 
 def test_validation_is_the_test_where_there_is_no_other(home):
@@ -263,15 +270,19 @@ def test_rows_of_unseen_classes_are_left_out(home):
     try:
         got = table(home, "image,candidates,label,split\na.png,cat|bird,bird,\nb c.jpg,dog,dog,\nü/é ü.png,dog|cat,,\n"
                           "d/e/f.webp,bird,bird,test\n")
-        assert got.train_ids == PICTURES[1:3] and sets(got)["ü/é ü.png"] == {"Cat", "Dog"} and got.seen.tolist() == [0, 1, 1]
+        assert got.train_ids == PICTURES[1:3] and sets(got)["ü/é ü.png"] == {"Cat", "Dog"}
+        assert got.seen.tolist() == [False, True, True]
         assert "1 training pictures of unseen classes are left out: bird" in got.notes[1]
         assert got.superclass.tolist() == [1, 0, 0] and got.phrases == (("bird",), ("Cat",), ("good boy", "dog"))
-        refuses("candidates of line 2 hold the unseen class 'bird'", table, home, "image,candidates,label\na.png,bird,cat\n")
+        refuses("candidates of line 2 hold the unseen class 'bird'",
+                table, home, "image,candidates,label\na.png,bird,cat\n")
         refuses("leaves no picture to train on", table, home, "image,label\na.png,bird\n")
-        refuses("line 2: seen is 'maybe'", lambda: [put(home / "classes.csv", "name,seen\ncat,maybe\n"), table(home, ROWS)])
+        refuses("line 2: seen is 'maybe'",
+                lambda: [put(home / "classes.csv", "name,seen\ncat,maybe\n"), table(home, ROWS)])
         refuses("line 3 names the class 'CAT', and line 2 'cat'",
                 lambda: [put(home / "classes.csv", "name\ncat\nCAT\n"), table(home, ROWS)])
-        refuses("line 3 repeats the class 'cat'", lambda: [put(home / "classes.csv", "name\ncat\ncat\n"), table(home, ROWS)])
+        refuses("line 3 repeats the class 'cat'",
+                lambda: [put(home / "classes.csv", "name\ncat\ncat\n"), table(home, ROWS)])
     finally:
         (home / "classes.csv").unlink()
 
@@ -283,7 +294,8 @@ def test_rows_of_unseen_classes_are_left_out(home):
     "image,label\na.png,grizzly bear\nb c.jpg,Grizzly+Bear": "the same name but for its spelling",
     "image,label\na.png,cat\nb c.jpg,cat": "1 of 1 classes are seen (cat)",
     "image,label\na.png,_": "the class name '_' is empty", "image,label\na.png," + "x"*501: "500 are the most",
-    "image,label\na.png,c\x1b[2Jat": "control characters", "image,label\na.png,cat,dog": "line 2 has 3 fields and the header 2",
+    "image,label\na.png,c\x1b[2Jat": "control characters",
+    "image,label\na.png,cat,dog": "line 2 has 3 fields and the header 2",
     "image,label,label\n": "is there more than once", "images,label\na.png,cat": "did you mean 'images'?",
     "Path,label\na.png,cat": "did you mean 'path'?", "image,candidate\na.png,cat": "did you mean 'candidates'?",
     'image,label\na.png,"cat\n': "line 2: unexpected end of data", "image,label\rcat,a.png": "new-line",
@@ -291,7 +303,8 @@ def test_rows_of_unseen_classes_are_left_out(home):
     "image,label\nhttps://a.org/b.png,cat": "is not there (line 2)", "image,label\nd,cat": "'d' is no file (line 2)",
     "image,label\nd\\e\\f.webp,cat": "write / between folders", "image,label\n" + "a"*300 + ",cat": "is not there",
     "image,label\n../a.png,cat": "leads out of its folder", "image,label\nd/../../x.png,cat": "leads out of its folder",
-    "image,label\n/etc/hostname,cat": "leads out of its folder", "image,label\n//etc/hostname,cat": "leads out of its folder",
+    "image,label\n/etc/hostname,cat": "leads out of its folder",
+    "image,label\n//etc/hostname,cat": "leads out of its folder",
     "image,label,split\na.png,cat,test\nb c.jpg,dog,test": "leaves no picture to train on",
 }.items(), ids=lambda value: value[:24])
 def test_what_cannot_be_meant_is_refused(home, content, message):
@@ -304,7 +317,8 @@ def test_what_cannot_be_meant_is_refused(home, content, message):
     ("image,label\na.png,cat".encode("utf-16-le"), "line 1 holds NUL bytes"),
     ("image,label\na.png,cat\na.png,Käuzchen".encode("latin-1"), "line 3 is not UTF-8 text (byte 0xe4)"),
     (b"image,label\n" + b"a"*(1 << 21), "line 2 is longer than 1,048,576 bytes"), (b"\0"*(1 << 21), "line 1 is longer"),
-    (b"image,label\n" + b'"' + b"a\n"*70_000, "line 2: field larger"), (b"\x89PNG\r\n\x1a\n\0\0", "line 1 is not UTF-8"),
+    (b"image,label\n" + b'"' + b"a\n"*70_000, "line 2: field larger"),
+    (b"\x89PNG\r\n\x1a\n\0\0", "line 1 is not UTF-8"),
 ])
 def test_what_is_no_text_is_refused(home, content, message):
     refuses(message, table, home, content)
@@ -312,7 +326,8 @@ def test_what_is_no_text_is_refused(home, content, message):
 
 def test_what_is_no_file_is_refused(home):
     os.mkfifo(home / "pipe.csv")      # would wait for ever
-    for path, message in ((home / "gone.csv", "no such file"), (home / "d", "is a folder"), (home / "pipe.csv", "a pipe"),
+    for path, message in ((home / "gone.csv", "no such file"), (home / "d", "is a folder"),
+                                  (home / "pipe.csv", "a pipe"),
                           ("a\0b", "cannot be read")):
         refuses(message, read_csv, path)
     os.mkfifo(home / "pipe.png")
@@ -330,7 +345,8 @@ def test_pictures_that_are_gone_are_left_out_when_asked(home):
 
 def test_links_and_absolute_paths_stay_inside_unless_allowed(home, tmp_path):
     outside = put(tmp_path / "out.png", b"")
-    for name, target in (("link.png", outside), ("linked", tmp_path), ("inner.png", home / "a.png"), ("lost.png", home / "no")):
+    for name, target in (("link.png", outside), ("linked", tmp_path),
+                                ("inner.png", home / "a.png"), ("lost.png", home / "no")):
         (home / name).symlink_to(target)
     for path in ("link.png", "linked/out.png", outside, f"d/../../{tmp_path.name}/out.png"):
         content = f"image,label\n{path},cat\nb c.jpg,dog\n"
@@ -404,12 +420,14 @@ def test_classes_csv_makes_all_pictures_of_a_class_test_pictures(album):
 def test_train_and_test_folders(album):
     album("train", cat=3, dog=2), album("test", cat=1, zebra=2)
     root = album("val", dog=2)
-    put(root / "labels" / "1.jpg", b""), put(root / "train" / "stray.jpg", b""), put(root / "train" / "cat" / "note.txt", b"")
+    for stray in ("labels/1.jpg", "train/stray.jpg", "train/cat/note.txt"):
+        put(root / stray, b"")
     got = read_folder(root)
     assert (len(got.train), len(got.test), got.class_names) == (7, 3, ("cat", "dog", "zebra"))
     assert got.seen.tolist() == [True, True, False] and "train/cat/0.jpg" in got.train_ids
     said = " / ".join(got.notes)
-    for note in ("1 .txt", "beside train and test are not used: labels", "train/stray.jpg", "2 validation pictures join",
+    for note in ("1 .txt", "beside train and test are not used: labels", "train/stray.jpg",
+                 "2 validation pictures join",
                  "1 classes are named in no training row and so are unseen: zebra"):
         assert note in said
     put(root / "candidates.csv", "image,candidates\nlabels/1.jpg,dog\ntrain/cat/0.jpg,cat|dog\ntest/cat/0.jpg,dog\n")
@@ -438,7 +456,8 @@ def test_candidates_of_pictures_in_no_class_folder(tmp_path):
     assert sets(got) == {"0.jpg": {"cat", "dog"}, "1.jpg": {"dog"}} and got.labels is None and len(got.test) == 0
     assert "no class folder are not used: 2.jpg" in got.notes[0]
     put(tmp_path / "candidates.csv", "image,candidates\n0.jpeg,cat|dog\n")
-    refuses("line 2 names the picture '0.jpeg', which is not in the folder; did you mean '0.jpg'?", read_folder, tmp_path)
+    refuses("line 2 names the picture '0.jpeg', which is not in the folder; did you mean '0.jpg'?",
+            read_folder, tmp_path)
     put(tmp_path / "candidates.csv", "image,label\n0.jpg,cat\n")
     refuses("has no column 'candidates'", read_folder, tmp_path)
 
@@ -454,8 +473,10 @@ def test_links_in_folders(album, tmp_path_factory):
     (root / "cat" / "again").symlink_to(root)                       # a loop
     (root / "dog" / "linked.jpg").symlink_to(root / "dog" / "0.jpg")
     got = read_folder(root)
-    assert len(got.train) + len(got.test) == 7 and "links to folders that are read where they lie: cat/again" in got.notes
-    (root / "bird").symlink_to(elsewhere), (elsewhere / "loop").symlink_to(elsewhere), (elsewhere / "up").symlink_to(root.parent)
+    assert len(got.train) + len(got.test) == 7
+    assert "links to folders that are read where they lie: cat/again" in got.notes
+    for link, target in ((root / "bird", elsewhere), (elsewhere / "loop", elsewhere), (elsewhere / "up", root.parent)):
+        link.symlink_to(target)
     refuses("a link leads out of its folder: 'bird'", read_folder, root)
     assert "bird" in read_folder(root, allow_outside=True).class_names
     (root / "bird").unlink(), (root / "cat" / "9.jpg").symlink_to(elsewhere / "1.jpg")
@@ -491,14 +512,18 @@ def test_file_names_that_are_no_text(album):
 # Descriptions
 
 def test_how_descriptions_read():
-    assert described("cat", "a tail") == "cat, which is a tail" and described("cat", "whiskers") == "cat, which has whiskers"
-    assert described("cat", "often sleeps") == "cat, which often sleeps" and described("Cat", "a cat on a mat") == "a cat on a mat"
+    assert described("cat", "a tail") == "cat, which is a tail"
+    assert described("cat", "whiskers") == "cat, which has whiskers"
+    assert described("cat", "often sleeps") == "cat, which often sleeps"
+    assert described("Cat", "a cat on a mat") == "a cat on a mat"
 
 
 @pytest.mark.parametrize("content, message", [
     ("[" * 100_000, "t.json: "), ("9" * 5000, "t.json: "), ('{"cat": 1}', "'cat' has no list of phrases but '1'"),
-    ('{"cat": []}', "'cat' has no phrase"), ('{"cat": [" "]}', "'cat' has no phrase"), ('{"cat": ["x", 1]}', "no list of phrases"),
-    ('{"cat": ["x"], "CAT": ["y"]}', "'cat' and 'CAT' are the same name"), ('{"": ["x"]}', "the class name '' is empty"),
+    ('{"cat": []}', "'cat' has no phrase"), ('{"cat": [" "]}', "'cat' has no phrase"),
+    ('{"cat": ["x", 1]}', "no list of phrases"),
+    ('{"cat": ["x"], "CAT": ["y"]}', "'cat' and 'CAT' are the same name"),
+    ('{"": ["x"]}', "the class name '' is empty"),
     ('{"kat": ["x"], "dog": "y"}', "and not 'cat' of two; did you mean 'kat'?"), ("{", "not valid JSON at line 1"),
     ('{"\\ud800": ["x"]}', "no text"), (b"\xff", "is not text"),
 ])
@@ -511,7 +536,8 @@ def test_descriptions_of_real_data_sets():
     data = Path(os.environ.get("PZSL_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "descriptors"
     if not (data / "descriptors_cub.json").exists():
         pytest.skip("the descriptions are not here; set PZSL_DATA to the folder of the data")
-    two = PictureSet("birds", ["1", "2"], [], ("Laysan_Albatross", "black footed albatross"), np.ones(2, bool), [0, 1], [])
+    shown = "Laysan_Albatross", "black footed albatross"
+    two = PictureSet("birds", ["1", "2"], [], shown, np.ones(2, bool), [0, 1], [])
     told = apply_descriptions(two, data / "descriptors_cub.json")
     assert "Laysan_Albatross, which is a seabird" in told.phrases[0] and "198 descriptions" in told.notes[0]
 
@@ -528,8 +554,10 @@ GOOD = dict(name="two", train=["1", "2"], test=["3"], class_names=("cat", "dog",
     (dict(labels=[0., 1.]), "not whole numbers"), (dict(labels=[0, 2]), "training row 1 is of an unseen class"),
     (dict(test_labels=[-2]), "test_labels of row 0"), (dict(test_labels=[0, 1]), "test_labels (2,) for 1"),
     (dict(labels=None), "neither candidates nor labels"), (dict(seen=[1, 1, 0]), "seen is int64"),
-    (dict(seen=np.ones(2, bool)), "seen has shape (2,)"), (dict(seen=np.array([1, 0, 0], bool)), "1 of 3 classes are seen"),
-    (dict(class_names=("cat", "Cat", "eel")), "the same name but for its spelling"), (dict(train_ids=["1"]), "train_ids has 1"),
+    (dict(seen=np.ones(2, bool)), "seen has shape (2,)"),
+    (dict(seen=np.array([1, 0, 0], bool)), "1 of 3 classes are seen"),
+    (dict(class_names=("cat", "Cat", "eel")), "the same name but for its spelling"),
+    (dict(train_ids=["1"]), "train_ids has 1"),
     (dict(class_names=("cat", " ", "eel")), "is empty"), (dict(superclass=[0, 1]), "superclass has shape (2,)"),
     (dict(phrases=(("x",), (), ("y",))), "phrases are given for 2 of 3 classes"),
 ])
