@@ -214,7 +214,8 @@ def fit(
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
-    same = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen, self._plain_settings(), repr(self.objective))
+    same = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen, self._plain_settings(),
+                        repr(self.objective))
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
@@ -226,7 +227,8 @@ def fit(
     trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
                      "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
-    elif checkpoint is not None and trainer.group.first: save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
+    elif checkpoint is not None and trainer.group.first:
+        save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
     self.history_ = run(trainer, choice.epochs, checkpoint, every, on_epoch, self.progress)
     return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs.weights.cpu())
 
@@ -296,7 +298,8 @@ def predict_proba(
     check_is_fitted(self, "model_")
     x = _unit_rows(self, X)
     with torch.no_grad():
-        z = torch.cat([self.model_(part.float(), self.label_features_, self.choice_.trust) for part in x.split(rows_at_once(len(self.label_features_)))])
+        blocks = x.split(rows_at_once(len(self.label_features_)))
+        z = torch.cat([self.model_(part.float(), self.label_features_, self.choice_.trust) for part in blocks])
     return (z.double() - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'Outcome', 'fit_task', 'measure', 'run_name',
-           'run_experiment', 'read_run', 'read_beliefs', 'results_table', 'run_grid', 'run_ablation']
+           'reading', 'run_experiment', 'read_run', 'read_beliefs', 'results_table', 'run_grid', 'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-003
-import csv, dataclasses, difflib, json, re, shutil, time
+import csv, dataclasses, difflib, json, math, re, shutil, time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ import numpy as np, torch
 from torch import Tensor
 
 from .baselines import METHODS, method_settings
-from .core import (PZSLError, atomic_path, listing, peak_memory_mb, pick_device, read_json, read_npz,
+from .core import (PZSLError, atomic_path, listing, peak_memory_mb, pick_device, processes, read_json, read_npz,
                           write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
                              expected_calibration_error, flips, gzsl_metrics, top_belief)
-from .sources import load_task
+from .sources import Reading, load_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
 
@@ -31,7 +31,7 @@ from .training import Trainer, read_checkpoint
 @dataclass(frozen=True)
 class Config:
     "Everything that shapes a run."
-    data: str = "shapes"             # a source: "shapes", or the path of an .npz
+    data: str = "shapes"             # where to learn from: KIND:PATH, see `23_sources`
     candidates: str | None = None    # a rule such as "uniform:0.3"; None: the data's own sets, else uniform:0.3
     method: str = "clip-pzsl"        # a key of METHODS
     seed: int = 0                    # of pictures, candidate sets, rehearsal and training
@@ -52,6 +52,13 @@ class Config:
     trust: float | str = "auto"      # 0: frozen CLIP, 1: all that was learned
     gamma: float | str = "auto"      # taken off seen scores
     folds: int = 3                   # rehearsals
+    negatives: int = 1024            # labels beside its candidates that a step compares with
+    encoder: str = "auto"            # of pictures: NAME:PRETRAINED, local-dir:FOLDER or embedded
+    descriptions: str | None = None  # JSON file: class name -> phrases about it, for label features
+    semantics: str = "auto"          # label features from names or attributes, where the data have both
+    min_votes: int = 1               # annotators who have to name a label before it is a candidate
+    fold: int = 0                    # of data that come with folds
+    on_error: str = "raise"          # or "skip": leave out pictures that cannot be read
 
     def __post_init__(self):
         for item in dataclasses.fields(self):
@@ -94,7 +101,8 @@ class Config:
 _RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7), "momentum": (0, 1),
            "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
            "prior_temperature": (1e-6, float("inf")), "inner": (1, 10**5), "heads": (1, 10**4),
-           "cross_entropy": (0, 1e6), "alignment": (0, 1e6), "unseen": (0, 1e6)}
+           "cross_entropy": (0, 1e6), "alignment": (0, 1e6), "unseen": (0, 1e6), "negatives": (1, 10**9),
+           "min_votes": (1, 10**6), "fold": (0, 10**3)}
 
 
 def _from_text(text: str) -> Any:
@@ -129,7 +137,7 @@ def make_estimator(
 ) -> CLIPPZSL:
     "The estimator that a configuration stands for."
     settings = {key: value for key, value in dataclasses.asdict(config).items()
-                if key not in ("data", "candidates", "method", "seed")}
+                if key in CLIPPZSL._get_param_names()}
     fixed = method_settings(config.method)
     if clash := [key for key in fixed if key in settings and settings[key] not in (getattr(Config(), key), fixed[key])]:
         raise PZSLError(f"config: method {config.method} fixes {listing(clash)}; leave it out or use method clip-pzsl")
@@ -179,10 +187,12 @@ class Outcome:
 
 
 def _measures(est: CLIPPZSL, task: Task, trust: float | None = None,
-              gamma: float | None = None) -> tuple[dict, TopScores]:
-    "S, U, H, T1 and AUSUC of an estimator on the test rows."
-    top = est.top_scores(task.test_features, trust)
-    return gzsl_metrics(top, task.test_labels, task.seen, est.choice_.gamma if gamma is None else gamma), top
+              gamma: float | None = None) -> tuple[dict, TopScores | None]:
+    "S, U, H, T1 and AUSUC of an estimator on the test rows whose label is known; NaN where there is none."
+    x, labels = task.tested
+    if len(x) == 0: return dict.fromkeys(("S", "U", "H", "T1", "ausuc"), math.nan), None
+    top = est.top_scores(x, trust)
+    return gzsl_metrics(top, labels, task.seen, est.choice_.gamma if gamma is None else gamma), top
 
 
 def _about_beliefs(beliefs: Tensor, task: Task) -> dict[str, float]:
@@ -219,7 +229,7 @@ def fit_task(
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale, est.prior_temperature)
     watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
-            checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher)
+            checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher, fingerprint=task.fingerprint)
     return est, watcher
 
 
@@ -233,8 +243,10 @@ def measure(
     zero_shot, frozen_top = _measures(est, task, trust=0., gamma=0.)
     if config.method != "supervised": metrics |= _about_beliefs(est.beliefs_, task)
     zero_shot |= _about_beliefs(clip_prior(task.features, task.label_features, task.candidates, task.logit_scale), task)
+    rows = torch.arange(0, len(task.features), -(-len(task.features)//20_000))   # enough of them
+    x, sets = task.features[rows], task.candidates.select(rows)
     for row, trust in ((metrics, None), (zero_shot, 0.)):   # known without any truth
-        row["covering_rate"] = covering_rate(est.top_scores(task.features, trust).seen_class, task.candidates)
+        row["covering_rate"] = covering_rate(est.top_scores(x, trust).seen_class, sets)
     choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "epochs")}
     row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
            "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}
@@ -245,12 +257,14 @@ def run_name(
     config: Config,
 ) -> str:
     "A folder name that tells runs apart."
-    data = Path(config.data).stem if config.data.endswith(".npz") else config.data
+    kind, _, path = config.data.rpartition(":")
+    data = Path(path).stem or kind
     rule = re.sub(r"[:,]", "-", config.candidates or "given")
     return re.sub(r"[^\w.=-]+", "-", f"{data}-{rule}-{config.method}-{config.seed}")
 
 
-RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkpoint.safetensors", "figures")
+RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkpoint.safetensors", "images.txt",
+             "figures")
 
 
 def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
@@ -286,6 +300,22 @@ def _write_csv(path: Path, rows: Sequence[dict]) -> None:
         writer.writerows(rows)
 
 # %% ../nbs/50_experiment.ipynb #50-020
+def reading(
+    config: Config,
+    **work: Any,  # fields of `Reading` that say how the work is done, such as cache_dir
+) -> Reading:
+    "How the data of a configuration are read."
+    names = [item.name for item in dataclasses.fields(Reading) if hasattr(config, item.name)]
+    shaping = {name: getattr(config, name) for name in names}
+    return Reading(**shaping | work)
+
+
+def _load(config: Config, cache_dir: str | Path | None, device: str, progress: bool, work: dict[str, Any]) -> Task:
+    "The configured data with candidate sets."
+    how = reading(config, cache_dir=cache_dir, device=device, progress=progress, **work)
+    return load_task(config.data, config.candidates, **vars(how))
+
+
 def run_experiment(
     config: Config = Config(),
     out: str | Path | None = None,  # folder; None: nothing is written
@@ -293,18 +323,21 @@ def run_experiment(
     device: str = "auto",           # "auto", "cpu", "cuda", "mps"
     resume: bool = False,           # continue the run in `out`
     force: bool = False,            # replace the run in `out`
-    supervised: bool = True,        # also train the clean-label upper bound
+    supervised: bool | None = None, # also train the clean-label upper bound; None: where there are true labels
     progress: bool = True,          # show bars
     every: int = 5,                 # epochs between checkpoints
     cache_dir: str | Path | None = None,  # where features of pictures are kept
+    **work: Any,                    # further fields of `Reading`, such as workers=4
 ) -> Outcome:
     "Train and measure what a configuration says, and write its folder."
     begin, out = time.perf_counter(), None if out is None else Path(out)
     make_estimator(config, 1.)   # complain before anything is read or written
     pick_device(device)
-    task = load_task(config.data, config.candidates, config.seed, cache_dir)
+    group, task = processes(device), _load(config, cache_dir, device, progress, work)
+    if supervised is None: supervised = task.labels is not None
     if supervised: _true_sets(task)
-    if out is not None: _prepare(out, config, resume, force)
+    if out is not None and group.first: _prepare(out, config, resume, force)
+    group.wait()
     est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume,
                             checkpoint=None if out is None else out/"checkpoint.safetensors")
     result, tops = measure(config, task, est)
@@ -314,7 +347,7 @@ def run_experiment(
         clean, _ = fit_task(dataclasses.replace(config, method="supervised"), task, device=device, progress=progress)
         result["supervised"], tops["supervised"] = _measures(clean, task)
     outcome = Outcome(config, task, est, result, tops, (watcher.rows, watcher.kept), out)
-    if out is not None: _write(outcome)
+    if out is not None and group.first: _write(outcome)
     return outcome
 
 
@@ -325,6 +358,9 @@ def _write(outcome: Outcome) -> None:
     with atomic_path(out/"beliefs.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),
                             weights=est.beliefs_.numpy(), n_classes=np.int64(sets.n_classes))
+    if outcome.task.image_ids is not None:
+        with atomic_path(out/"images.txt") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(f"{name}\n" for name in outcome.task.image_ids)
     write_json(out/"result.json", outcome.result)
 
 # %% ../nbs/50_experiment.ipynb #50-022
@@ -373,7 +409,8 @@ def run_grid(
 ) -> list[dict[str, Any]]:           # one row a configuration, in their order
     "A result row for every configuration, from the file where it is there, else by running it."
     from tqdm import tqdm
-    done = {json.dumps([row["config"], row["notes"]], sort_keys=True): row for row in _read_lines(path)}
+    done = {json.dumps([Config.from_dict(row["config"]).plain(), row["notes"]], sort_keys=True): row
+            for row in _read_lines(path)}   # settings that are newer than a row have their defaults
     rows = []
     for config, note in zip(tqdm(configs, desc="runs", disable=not progress), notes or [{}]*len(configs)):
         settings = config.plain()

@@ -29,7 +29,8 @@ def _shown(name: str) -> str:
 def _draw_curve(outcome: Outcome) -> Axes:
     "The seen-unseen curve of every model, and where each stands."
     task, result = outcome.task, outcome.result
-    curves = {_shown(name): seen_unseen_curve(top, task.test_labels, task.seen) for name, top in outcome.tops.items()}
+    labels = task.tested[1]
+    curves = {_shown(name): seen_unseen_curve(top, labels, task.seen) for name, top in outcome.tops.items()}
     rows = {outcome.config.method: result["metrics"], "zero-shot": result["zero_shot"],
             "supervised": result.get("supervised")}
     ax = plot_seen_unseen_curve(curves, {_shown(name): (row["S"], row["U"]) for name, row in rows.items() if row})
@@ -94,12 +95,12 @@ def hard_classes(
 def _draw_embedding(outcome: Outcome) -> np.ndarray:
     "Test images and label embeddings before and after."
     task, est = outcome.task, outcome.estimator
-    classes = hard_classes(outcome.tops["zero-shot"], task.test_labels, task.seen)
+    x, labels = task.tested
+    classes = hard_classes(outcome.tops["zero-shot"], labels, task.seen)
     with torch.no_grad():
         after = est.model_.labels(task.label_features, est.choice_.trust)
-        images = est.model_.images(task.test_features, est.choice_.trust)
-    axes = plot_embedding(task.test_features, task.test_labels, task.label_features, after, task.seen, task.class_names,
-                          images, classes)
+        images = est.model_.images(x.float(), est.choice_.trust)
+    axes = plot_embedding(x.float(), labels, task.label_features, after, task.seen, task.class_names, images, classes)
     axes[0].figure.suptitle("The classes that frozen CLIP gets wrong most often", x=.01, ha="left", fontsize=10)
     return axes
 
@@ -108,12 +109,17 @@ def _draw_confusion(outcome: Outcome) -> Axes:
     "Where the images of the worst classes went."
     task, est = outcome.task, outcome.estimator
     predicted = _predicted(outcome.tops[outcome.config.method], est.choice_.gamma)
-    return plot_confusion(task.test_labels, predicted, task.class_names, task.seen)
+    return plot_confusion(task.tested[1], predicted, task.class_names, task.seen)
 
 # %% ../nbs/53_figures.ipynb #53-022
+def _tested(outcome: Outcome) -> bool:
+    "Test images with a known label?"
+    return len(outcome.task.tested[1]) > 0
+
+
 def _has_both(outcome: Outcome) -> bool:
     "Test images of seen and of unseen classes?"
-    seen = outcome.task.seen[outcome.task.test_labels]
+    seen = outcome.task.seen[outcome.task.tested[1]]
     return bool(seen.any() and (~seen).any())
 
 
@@ -125,14 +131,14 @@ def _whole(outcome: Outcome) -> bool:
 
 
 FIGURES: dict[str, tuple[Callable[[Outcome], bool], Callable[[Outcome], Axes | np.ndarray]]] = {  # name: needs, drawing
-    "summary": (lambda o: True, lambda o: plot_summary(o.result)),
+    "summary": (_tested, lambda o: plot_summary(o.result)),
     "seen_unseen_curve": (_has_both, _draw_curve),
     "disambiguation": (lambda o: len(o.estimator.history_) > 0, lambda o: plot_disambiguation(
         o.estimator.history_, o.result["zero_shot"].get("disambiguation_accuracy"))),
     "beliefs": (_whole, _draw_beliefs),
-    "embedding": (lambda o: True, _draw_embedding),
+    "embedding": (_tested, _draw_embedding),
     "candidates": (lambda o: True, lambda o: plot_candidates(o.task.candidates.sizes)),
-    "confusion": (lambda o: True, _draw_confusion),
+    "confusion": (_tested, _draw_confusion),
 }
 
 

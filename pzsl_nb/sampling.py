@@ -27,17 +27,17 @@ class LabelSampler:
     def __init__(
         self,
         seen: Tensor,           # (C,) bool
-        negatives: int = 1024,  # labels beside the candidates that a step compares with; also unseen ones, and neighbours
+        negatives: int = 1024,  # seen labels beside the candidates that a step compares with, and as many unseen ones
         seed: int = 0,          # the draw of a step depends on this and on the number of the step alone
+        looked_at: int = 256,   # labels, and prototypes, that the mining block looks at
     ):
-        self.seen, self.negatives, self.seed = seen, negatives, seed
+        self.seen, self.negatives, self.seed, self.looked_at = seen, negatives, seed, looked_at
 
-    def _draw(self, pool: Tensor, generator: torch.Generator) -> Tensor:
-        "At most `negatives` places where a mask holds, without repetition."
+    def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
+        "At most so many of the places where a mask holds, without repetition."
         places = pool.nonzero()[:, 0]
-        if len(places) <= self.negatives: return places
-        luck = torch.rand(len(places), generator=generator, device=places.device)
-        return places[luck.topk(self.negatives).indices]
+        if len(places) <= most: return places
+        return places[torch.rand(len(places), generator=generator, device=places.device).topk(most).indices]
 
     def __call__(
         self,
@@ -50,10 +50,10 @@ class LabelSampler:
         outside = self.seen & ~inside
         if (count := int(outside.sum())) <= self.negatives and int((~self.seen).sum()) <= self.negatives: return None
         generator = torch.Generator(classes.device).manual_seed(self.seed*2**31 + step)
-        drawn, unseen = self._draw(outside, generator), self._draw(~self.seen, generator)
+        drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, ~self.seen))
         ids = torch.cat([inside.nonzero()[:, 0], drawn, unseen]).sort().values
         correction = torch.zeros(len(self.seen), device=classes.device)
         correction[drawn] = math.log(max(count, 1)/max(len(drawn), 1))
         every = torch.ones_like(self.seen)
-        return StepLabels(ids, torch.searchsorted(ids, classes), correction[ids], self._draw(every, generator),
-                          self._draw(every[self.seen], generator))
+        return StepLabels(ids, torch.searchsorted(ids, classes), correction[ids],
+                          *(self._draw(pool, self.looked_at, generator) for pool in (every, every[self.seen])))

@@ -12,6 +12,7 @@ from pzsl_nb.core import PZSLError, read_json
 from pzsl_nb.estimator import CLIPPZSL
 from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, make_estimator, read_beliefs, read_run,
                                 results_table, run_ablation, run_experiment, run_grid, run_name)
+from pzsl_nb.sources import Reading
 from pzsl_nb.training import Trainer
 from small_world import Stop, World, whole_checkpoint
 
@@ -292,9 +293,12 @@ def test_a_configuration_comes_back_from_its_folder(go):
 def test_every_setting_reaches_the_estimator():
     other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9, "cross_entropy": .5, "alignment": .5,
              "unseen": .5, "momentum": .5, "prior_temperature": .5, "adapter": False, "self_attention": False,
-             "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5}
+             "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
+             "negatives": 7}
     fields = {field.name for field in dataclasses.fields(Config)}
-    assert set(other) == fields - {"data", "candidates", "method"}
+    of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "on_error"}
+    assert set(other) == fields - {"data", "candidates", "method"} - of_the_data
+    assert of_the_data < {field.name for field in dataclasses.fields(Reading)}
     found = make_estimator(Config(**other), 12., "cpu").get_params()
     assert {key: found["random_state" if key == "seed" else key] for key in other} == other
     assert found["logit_scale"] == 12.

@@ -3,7 +3,11 @@ import pytest
 import torch
 
 from pzsl_nb.core import PZSLError
-from pzsl_nb.sources import load_task, shapes_task
+from pzsl_nb.sources import Reading, encode, load_task, shapes_pictures
+
+
+def shapes_task(cache_dir=None, **pictures):
+    return encode(shapes_pictures(**pictures), Reading(encoder="embedded", device="cpu", cache_dir=cache_dir, progress=False))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def test_pictures_belong_to_the_features(cache):
     from pzsl_nb.extract import extract_features
     task = shapes_task(train_per_class=2, test_per_class=1, cache_dir=cache)
     rows = torch.tensor([70, 3, 11])
-    x = extract_features(load_encoder(device="cpu"), task.pictures(rows), progress=False)
+    x = extract_features(load_encoder(device="cpu"), task.pictures(rows), dtype=torch.float32, progress=False).features
     torch.testing.assert_close(x, task.features[rows], rtol=0, atol=1e-5)
 
 

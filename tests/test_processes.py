@@ -1,0 +1,80 @@
+"""Two real processes, started by accelerate, against one: the same features to the bit, the same metrics nearly.
+
+Sums of gradients are taken in another order by two processes, so that weights differ in their last digits and a row whose
+two best classes are equally good may change sides. Metrics may differ by TOLERANCE, in shares.
+"""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pzsl_nb.shapes import class_name, default_split, render
+
+TOLERANCE = .02
+ONE, TWO = [], ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "A folder a class: ten seen ones with pictures to learn from, and three that classes.csv calls unseen."
+    root = tmp_path_factory.mktemp("two processes") / "photos"
+    seen, unseen = default_split()
+    attributes = np.concatenate([seen[:10], unseen[:3]])
+    for attribute in attributes:
+        folder = root / class_name(attribute)
+        folder.mkdir(parents=True)
+        for i, picture in enumerate(render(np.repeat(attribute[None], 20, 0), seed=int(attribute @ [100, 10, 1]), domain="field")):
+            Image.fromarray(picture).save(folder / f"{i}.png")
+    lines = ["name,seen", *(f"{class_name(a)},{int(k < 10)}" for k, a in enumerate(attributes))]
+    (root / "classes.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def pzsl(start, *words, cwd):
+    command = [sys.executable, *start, "-m", "pzsl_nb.cli", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(photos):
+    "The same command by one process and by two: printed text, folder of the run, features in the cache."
+    made = {}
+    for name, start in (("one", ONE), ("two", TWO)):
+        words = ["run", "--data", f"folder:{photos}", "--encoder", "embedded", "--device", "cpu", "--cache", f"cache {name}", "--out",
+                 name, "--epochs", "6", "--set", "folds=2", "--no-figures"]
+        code, out, err = pzsl(start, *words, cwd=photos.parent)
+        assert code == 0, err[-2000:]
+        stores = sorted((photos.parent / f"cache {name}").glob("*/features.npy"))
+        made[name] = out, photos.parent / name, [np.load(store) for store in stores]
+    return made
+
+
+def test_features_are_the_same_to_the_bit(runs):
+    one, two = (features for _, _, features in runs.values())
+    assert len(one) == len(two) == 2 and sum(map(len, one)) == 13*20
+    for a, b in zip(one, two): assert a.dtype == np.float16 and a.tobytes() == b.tobytes()
+
+
+def test_metrics_are_the_same_within_the_tolerance(runs):
+    one, two = (json.loads((folder / "result.json").read_text()) for _, folder, _ in runs.values())
+    for model in ("metrics", "zero_shot", "supervised"):
+        for key in ("S", "U", "H", "T1", "ausuc"):
+            assert one[model][key] == pytest.approx(two[model][key], abs=TOLERANCE), (model, key)
+    assert one["choice"]["trust"] == two["choice"]["trust"] and one["choice"]["unseen"] == two["choice"]["unseen"]
+
+
+def test_only_the_first_process_speaks(runs):
+    one, two = (out for out, _, _ in runs.values())
+    assert two.count("Run in") == one.count("Run in") == 1 and two.count("frozen CLIP") == one.count("frozen CLIP")
+
+
+def test_a_mistake_ends_both(photos):
+    code, _, err = pzsl(TWO, "run", "--data", "folder:nowhere", "--device", "cpu", cwd=photos.parent)
+    assert code != 0 and "nowhere" in err
