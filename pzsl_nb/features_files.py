@@ -27,7 +27,7 @@ _OPTIONAL = (*_TEXTS, "X_val", "y_val", "logit_scale", "superclass", "attributes
              "candidates_indices")
 
 # %% ../nbs/12_features_files.ipynb #12-008
-def _blocks(table: np.ndarray | Tensor, numbers: int = 2**21) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(table: np.ndarray | Tensor, numbers: int = 2**20) -> Iterator[tuple[int, np.ndarray]]:
     "A table from top to bottom in pieces of a few megabytes, with the row where each begins."
     rows = max(1, numbers//max(1, table.shape[1]))
     for start in range(0, len(table), rows):
@@ -39,8 +39,9 @@ def _bad_rows(table: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
     "Rows with entries that are not numbers, and rows of zeros."
     bad, zero = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for start, part in _blocks(table):
-        with np.errstate(all="ignore"): total = np.einsum("ij,ij->i", part, part, dtype=np.float64, casting="unsafe")
-        for row in np.flatnonzero(~((total > 0) & (total < np.inf))):   # the bad ones, and some that are far off
+        part = part.astype(np.float32) if part.itemsize < 4 else part
+        with np.errstate(all="ignore"): total = np.einsum("ij,ij->i", part, part)   # squared lengths, or out of range
+        for row in np.flatnonzero(~((total > 0) & (total < np.inf))):   # among them all bad ones
             if not np.isfinite(part[row]).all(): bad.append([start + row])
             elif not part[row].any(): zero.append([start + row])
     return np.concatenate(bad), np.concatenate(zero)
@@ -95,8 +96,8 @@ def _check_per_class(key: str, array: np.ndarray | list[str], n_classes: int) ->
     if key == "names" and len(set(array)) < n_classes:
         twice = [repr(name) for name, times in Counter(array).items() if times > 1]
         return f"repeats {listing(twice)}; make the names different"
-    if key == "attributes" and not (_kind(array) in "fiu" and np.isfinite(array).all()):
-        return "has entries that are not finite numbers; correct them"
+    if key == "attributes" and not (_kind(array) in "fiu" and (abs(array.astype(float)) < 1e30).all()):
+        return "has entries that are NaN, infinite, huge or not numbers; correct them"
     if key == "unseen":
         if _kind(array) not in "biuf" or not np.isin(array, (0, 1)).all():
             return "must be true or false for each class, not a list of classes; use np.isin(np.arange(C), list)"
@@ -242,8 +243,10 @@ def load_features_safetensors(
     if not path.is_file(): raise PZSLError(f"{path}: no such file; check the path")
     try:
         with safe_open(path, framework="pt") as file:
-            there = set(file.keys()) - set(_TEXTS)
-            keys = [key for key in (*_REQUIRED, *_OPTIONAL) if key in there]
+            keys = [key for key in (*_REQUIRED, *_OPTIONAL) if key in file.keys()]
+            if text := [key for key in keys if key in _TEXTS]:
+                raise PZSLError(f"{path}: key '{text[0]}' is a tensor, not text; put a list into the metadata (the JSON "
+                                "under 'pzsl')")
             arrays = {key: _plain(key, file.get_tensor(key)) for key in keys} | _texts(path, file.metadata())
     except (SafetensorError, OSError, MemoryError, RuntimeError, TypeError) as error:
         raise PZSLError(f"{path}: is not a readable .safetensors file ({error}); fetch or make it again") from error

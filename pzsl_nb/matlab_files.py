@@ -269,8 +269,8 @@ def _attribute_table(path: Path, value: Any) -> np.ndarray:
     "Attributes (C, a) of a file of splits."
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or 0 in value.shape:
         raise PZSLError(f"{path}: 'att' must be a table of numbers, one column a class; it is {_kind(value)}")
-    if len(bad := np.flatnonzero(~np.isfinite(value).all(0))):
-        raise PZSLError(f"{path}: 'att' has NaN or infinite entries in column {listing(bad + 1)}; correct them")
+    if len(bad := np.flatnonzero(~(abs(value) < 1e30).all(0))):
+        raise PZSLError(f"{path}: 'att' has NaN, infinite or huge entries in column {listing(bad + 1)}; correct them")
     return value.T.astype(np.float32)
 
 

@@ -31,7 +31,8 @@ def real(name):
 @pytest.mark.parametrize("deflate", [False, True])
 def test_reads_what_scipy_writes(tmp_path, deflate):
     rng = np.random.default_rng(0)
-    arrays = {"f8": rng.normal(size=(3, 5)), "f4": rng.normal(size=(1, 4)).astype("f4"), "u2": np.uint16([[7], [65535]]),
+    arrays = {"f8": rng.normal(size=(3, 5)), "f4": rng.normal(size=(1, 4)).astype("f4"),
+              "u2": np.uint16([[7], [65535]]),
               "i8": np.int64([[2**60]]), "flag": np.array([[True, False]]), "whole": np.array([[1., 2, 300]]),
               "none": np.zeros((0, 3)), "text": "grizzly+bear", "greek": "\u03b1\u03b2",
               "sparse": random_array((6, 4), density=.4, rng=rng, format="csc"), "empty": csc_array((3, 2))}
@@ -63,8 +64,8 @@ def table(name, shape, content, kind=6, number=9, order="<"):
 
 
 def mat(path, *elements, order="<"):
-    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack(order + "H", 0x100) + {"<": b"IM", ">": b"MI"}[order]
-                     + b"".join(elements))
+    end = struct.pack(order + "H", 0x100) + {"<": b"IM", ">": b"MI"}[order]
+    path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(124) + end + b"".join(elements))
     return path
 
 
@@ -83,6 +84,14 @@ def cell(name, inside):
     return struct.pack("<II", 14, len(content)) + content
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_letters_of_two_and_four_bytes(tmp_path, order):
+    for number, code in ((4, "utf-16"), (17, "utf-16"), (18, "utf-32")):
+        letters = "\u03b1b".encode(f"{code}-{'le' if order == '<' else 'be'}")
+        path = mat(tmp_path / f"{number}.mat", table(b"x", (1, 2), letters, 4, number, order), order=order)
+        assert read_mat(path, ["x"])["x"] == "\u03b1b"
+
+
 def test_only_what_is_asked_for_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr("pzsl_nb.matlab_files._FREE", 2**20)
     path = mat(tmp_path / "a.mat", packed(table(b"other", (1, 2**22), bytes(2**25))), table(b"x", (1, 1), bytes(8)))
@@ -99,15 +108,17 @@ def test_nests_are_turned_away(tmp_path):
 
 
 GARBLED = {
-    "numbers its shape asks for": [table(b"x", (3, 2), bytes(8))], "structs": [table(b"x", (1, 1), bytes(8), kind=2)],
-    "ends in the middle": [table(b"x", (1, 1), bytes(8))[:-4]], "unknown kind": [table(b"x", (1, 1), bytes(8), number=99)],
-    "garbled; fetch": [table(b"x", (-1, -1), bytes(8))], "it ends": [cell(b"x", b"")], "does not unpack": [piece(15, b"nonsense")], "has no array 'x'": [table(b"y", (1, 1), bytes(8))],
+    "numbers its shape asks for": table(b"x", (3, 2), bytes(8)), "structs": table(b"x", (1, 1), bytes(8), kind=2),
+    "ends in the middle": table(b"x", (1, 1), bytes(8))[:-4], "it ends": cell(b"x", b""),
+    "unknown kind": table(b"x", (1, 1), bytes(8), number=99), "garbled; fetch": table(b"x", (-1, -1), bytes(8)),
+    "does not unpack": piece(15, b"nonsense"), "has no array 'x'": table(b"y", (1, 1), bytes(8)),
 }
 
 
 @pytest.mark.parametrize("message", GARBLED)
 def test_garbled_files_are_refused(tmp_path, message):
-    with pytest.raises(PZSLError, match=f"a.mat: .*{message}"): read_mat(mat(tmp_path / "a.mat", *GARBLED[message]), ["x"])
+    path = mat(tmp_path / "a.mat", GARBLED[message])
+    with pytest.raises(PZSLError, match=f"a.mat: .*{message}"): read_mat(path, ["x"])
 
 
 def test_other_files_are_refused(tmp_path):
@@ -134,9 +145,10 @@ def benchmark(seed=0):
     lists = {"trainval_loc": seen[20:], "test_seen_loc": seen[:20], "test_unseen_loc": unseen,
              "train_loc": seen[labels[seen] < 3], "val_loc": seen[labels[seen] == 3]}
     names = np.array([f"big+bird_{c}" for c in range(C)], dtype=object)[:, None]
-    return ({"features": x.T, "labels": labels[:, None] + 1,
-             "image_files": np.array([f"/home/x/JPEG/bird{c}/{i}.jpg" for i, c in enumerate(labels)], dtype=object)[:, None]},
-            {key: np.uint16(rows[:, None] + 1) for key, rows in lists.items()} | {"att": att.T, "allclasses_names": names})
+    files = np.array([f"/data/x/JPEG/bird{c}/{i}.jpg" for i, c in enumerate(labels)], dtype=object)[:, None]
+    lists = {key: np.uint16(rows[:, None] + 1) for key, rows in lists.items()}
+    return ({"features": x.T, "labels": labels[:, None] + 1, "image_files": files},
+            lists | {"att": att.T, "allclasses_names": names})
 
 
 @pytest.fixture
@@ -195,7 +207,8 @@ def test_label_features_of_names(zoo):
     assert asked == [[f"big bird {c}" for c in range(C)]]
     x = torch.from_numpy(benchmark()[0]["features"].T[benchmark()[1]["trainval_loc"].ravel() - 1]).float()
     torch.testing.assert_close(task.features, torch.nn.functional.normalize(x, dim=1))   # not centred: text is not
-    for wrong in ({"semantics": "names"}, {"semantics": "words"}, {"semantics": "names", "encoder": lambda n: torch.eye(3)}):
+    def narrow(names): return torch.eye(3)
+    for wrong in ({"semantics": "names"}, {"semantics": "words"}, {"semantics": "names", "encoder": narrow}):
         with pytest.raises(PZSLError, match="semantics|ZOO: "): load_xlsa17(zoo(), **wrong)
 
 
@@ -208,32 +221,33 @@ def spoiled(key, row, value, part=0):
     return array
 
 
-FIRST = int(benchmark()[1]["trainval_loc"][0, 0]) - 1
+TABLE, LISTS = benchmark()
+FIRST = int(LISTS["trainval_loc"][0, 0]) - 1
 FAULTS = {
     "counted from 1": ({}, shifted("trainval_loc", "test_seen_loc", "test_unseen_loc")),
-    "'labels' go from 0 to 5": ({"labels": benchmark()[0]["labels"] - 1}, {}),
-    "'labels' go from 1 to 6, but must go from 1 to 5": ({}, {"att": benchmark()[1]["att"][:, :5],
-                                                              "allclasses_names": benchmark()[1]["allclasses_names"][:5]}),
-    "transpose it": ({"features": benchmark()[0]["features"].T}, {}),
-    "6 class names for 4 columns of 'att'": ({}, {"att": benchmark()[1]["att"].T}),
-    "but there are 119": ({"features": benchmark()[0]["features"][:, :119], "labels": benchmark()[0]["labels"][:119]}, {}),
-    "fetch the file again": ({"features": benchmark()[0]["features"][:, :100]}, {}),
-    "in 'trainval_loc' and in 'test_seen_loc'": ({}, {"test_seen_loc": benchmark()[1]["trainval_loc"]}),
-    "in 'trainval_loc' and in 'test_unseen_loc'": ({}, {"test_unseen_loc": benchmark()[1]["trainval_loc"]}),
-    "so not unseen": ({"labels": np.roll(benchmark()[0]["labels"], 1)}, {}),
+    "'labels' go from 0 to 5": ({"labels": TABLE["labels"] - 1}, {}),
+    "'labels' go from 1 to 6, but must go from 1 to 5": ({}, {"att": LISTS["att"][:, :5],
+                                                              "allclasses_names": LISTS["allclasses_names"][:5]}),
+    "transpose it": ({"features": TABLE["features"].T}, {}),
+    "6 class names for 4 columns of 'att'": ({}, {"att": LISTS["att"].T}),
+    "but there are 119": ({"features": TABLE["features"][:, :119], "labels": TABLE["labels"][:119]}, {}),
+    "fetch the file again": ({"features": TABLE["features"][:, :100]}, {}),
+    "in 'trainval_loc' and in 'test_seen_loc'": ({}, {"test_seen_loc": LISTS["trainval_loc"]}),
+    "in 'trainval_loc' and in 'test_unseen_loc'": ({}, {"test_unseen_loc": LISTS["trainval_loc"]}),
+    "so not unseen": ({"labels": np.roll(TABLE["labels"], 1)}, {}),
     "has no image in 'trainval_loc'": ({"labels": spoiled("labels", slice(0), 0)}, {
-        "test_seen_loc": benchmark()[1]["test_unseen_loc"][:1], "test_unseen_loc": benchmark()[1]["test_unseen_loc"][1:]}),
-    "names images twice": ({}, {"trainval_loc": np.tile(benchmark()[1]["trainval_loc"], (2, 1))}),
+        "test_seen_loc": LISTS["test_unseen_loc"][:1], "test_unseen_loc": LISTS["test_unseen_loc"][1:]}),
+    "names images twice": ({}, {"trainval_loc": np.tile(LISTS["trainval_loc"], (2, 1))}),
     f"image {FIRST + 1} are all zeros or hold NaN": ({"features": spoiled("features", (0, FIRST), np.nan)}, {}),
     "all zeros": ({"features": spoiled("features", (slice(None), FIRST), 0)}, {}),
     "or infinite": ({"features": spoiled("features", (0, FIRST), 1e300)}, {}),
-    "'att' has NaN or infinite entries in column 3": ({}, {"att": spoiled("att", (0, 2), np.inf, 1)}),
+    "'att' has NaN, infinite or huge entries in column 3": ({}, {"att": spoiled("att", (0, 2), np.inf, 1)}),
     "has no array 'trainval_loc'": ({}, {"trainval_loc": None}), "has no array 'features'": ({"features": None}, {}),
     "must be a cell array of names": ({}, {"allclasses_names": np.arange(C)}),
     "are the same as words": ({}, {"allclasses_names": np.array(["a_b", "A+B", *"cdef"], dtype=object)}),
-    "list of whole numbers": ({}, {"trainval_loc": benchmark()[1]["trainval_loc"] + .5}),
+    "list of whole numbers": ({}, {"trainval_loc": LISTS["trainval_loc"] + .5}),
     "it is text": ({}, {"trainval_loc": "1 to 80"}), "must be a table of numbers, one column": ({}, {"att": "none"}),
-    "it is a cell array": ({"features": benchmark()[0]["image_files"]}, {}),
+    "it is a cell array": ({"features": TABLE["image_files"]}, {}),
 }
 
 
@@ -311,6 +325,8 @@ def test_exact_attributes_are_followed_exactly():
     sets = CandidateSets.from_pairs(torch.arange(60), torch.from_numpy(labels), 60, 9)
     t = attribute_label_features(x[labels], sets, torch.from_numpy(attributes), torch.from_numpy(seen))
     torch.testing.assert_close(t, torch.nn.functional.normalize(x, dim=1).float(), atol=1e-3, rtol=0)
+    moved = attribute_label_features(x[labels] + 3, sets, torch.from_numpy(attributes), torch.from_numpy(seen))
+    torch.testing.assert_close(moved, t, atol=1e-4, rtol=0)   # what all classes share says nothing
 
 
 def test_likelihood_of_sets():
@@ -320,6 +336,9 @@ def test_likelihood_of_sets():
     got = candidate_likelihoods(x, t, sure, seen, [1., 5.])
     np.testing.assert_allclose(got, -np.log1p(np.exp([-1., -5.])), rtol=1e-5)
     np.testing.assert_allclose(candidate_likelihoods(x, t, every, seen, [1., 5.]), 0, atol=1e-6)
+    three = torch.cat([t, t[:1]])   # an unseen class with the label feature of the first takes nothing from it
+    sure = CandidateSets.from_lists([[0], [1]], 3)
+    np.testing.assert_allclose(candidate_likelihoods(x, three, sure, torch.tensor([True, True, False]), [1., 5.]), got)
 
 
 # Partial labels
@@ -368,7 +387,8 @@ def test_test_rows_and_truth_shape_nothing_that_is_learned_from(pll):
 def test_other_names_and_shapes(pll):
     given_, task = faces(), load_pll(pll())
     truth = given_["logitlabels"]
-    forms = [{"p_labels": given_["p_labels"].T}, {"p_labels": csc_array(given_["p_labels"])}, {"features": given_["features"].T},
+    forms = [{"p_labels": given_["p_labels"].T}, {"p_labels": csc_array(given_["p_labels"])},
+             {"features": given_["features"].T},
              {"p_labels": csc_array(given_["p_labels"].T), "logitlabels": csc_array(truth.T)},
              {"logitlabels": truth.argmax(1) + 1}, {"logitlabels": truth.argmax(1)[:, None] + 1.},
              {"features": None, "data": given_["features"], "p_labels": None, "partial_target": given_["p_labels"].T,
@@ -395,8 +415,9 @@ def test_a_class_that_no_set_names(pll):
 
 PLL_FAULTS = {
     "counted from 1": {"tr": faces()["tr"] - 1}, "in 'tr' and 'te' of fold 0": {"te": faces()["tr"]},
-    "each of 50 images": {"features": faces()["features"][:50]}, "must hold 0 and 1": {"p_labels": faces()["p_labels"]*2},
-    "is empty": {"p_labels": np.zeros((60, 3))}, "exactly one of 3 classes": {"logitlabels": np.ones((60, 3))},
+    "each of 50 images": {"features": faces()["features"][:50]},
+    "must hold 0 and 1": {"p_labels": faces()["p_labels"]*2}, "is empty": {"p_labels": np.zeros((60, 3))},
+    "exactly one of 3 classes": {"logitlabels": np.ones((60, 3))},
     "from 1 to 3": {"logitlabels": np.arange(60)}, "'features' or 'data'": {"features": None},
     "'p_labels' or 'partial_target'": {"p_labels": None}, "hold NaN": {"features": faces()["features"]*np.nan},
     "too large": {"features": faces()["features"]*np.where(np.arange(60) == 7, 1e200, 1)[:, None]},
