@@ -159,7 +159,7 @@ def parse_source(
     ending = Path(spec).suffix.lower().removeprefix(".")
     if not (colon and kind.isalnum() and len(kind) > 1):   # C:\\photos is a path, photos:C is a mistyped kind
         if ending in ("npz", "safetensors", "csv"): return ending, str(spec)
-        if Path(spec).is_dir(): return "folder", str(spec)
+        if str(spec) and Path(spec).is_dir(): return "folder", str(spec)
     close = difflib.get_close_matches(kind, SOURCES, 1)
     raise PZSLError(f"data {str(spec)!r}: no source of that name; " + (f"did you mean {close[0]}? " if close else "")
                     + "Use shapes, KIND:PATH with a kind out of "
