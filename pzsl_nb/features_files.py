@@ -245,7 +245,7 @@ def load_features_safetensors(
         with safe_open(path, framework="pt") as file:
             keys = [key for key in (*_REQUIRED, *_OPTIONAL) if key in file.keys()]
             if text := [key for key in keys if key in _TEXTS]:
-                raise PZSLError(f"{path}: key '{text[0]}' is a tensor, not text; put a list into the metadata (the JSON "
+                raise PZSLError(f"{path}: key '{text[0]}' is a tensor, not text; put a list into the metadata (JSON "
                                 "under 'pzsl')")
             arrays = {key: _plain(key, file.get_tensor(key)) for key in keys} | _texts(path, file.metadata())
     except (SafetensorError, OSError, MemoryError, RuntimeError, TypeError) as error:

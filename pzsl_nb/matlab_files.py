@@ -265,13 +265,13 @@ def _labelled_features(path: Path, table: dict[str, Any], classes: int) -> tuple
     return x.T, labels - 1
 
 
-def _attribute_table(path: Path, value: Any) -> np.ndarray:
+def _attribute_table(path: Path, value: Any) -> Tensor:
     "Attributes (C, a) of a file of splits."
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or 0 in value.shape:
         raise PZSLError(f"{path}: 'att' must be a table of numbers, one column a class; it is {_kind(value)}")
     if len(bad := np.flatnonzero(~(abs(value) < 1e30).all(0))):
         raise PZSLError(f"{path}: 'att' has NaN, infinite or huge entries in column {listing(bad + 1)}; correct them")
-    return value.T.astype(np.float32)
+    return torch.from_numpy(value.T.astype(np.float32))
 
 
 def _taken(path: Path, table: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -411,12 +411,12 @@ def load_xlsa17(
         parts, t = _centred(*parts), _no_directions(len(names), x.shape[1])
         notes.append(f"{path.name}: features are seen from the mean of the training rows; label features are a ridge "
                      "regression from attributes to class means over candidate sets")
-    elif semantics == "names": t = _from_names(path.name, names, note, encoder, x.shape[1])
+    elif semantics == "names": attributes, t = None, _from_names(path.name, names, note, encoder, x.shape[1])
     else: raise PZSLError(f"semantics: {semantics!r} is not known; use attributes or names")
     ids = _image_ids(read.get("image_files"), len(labels))
     more = {} if ids is None else {"image_ids": [ids[i] for i in train], "test_ids": [ids[i] for i in test]}
     return make_task(path.name, torch.from_numpy(parts[0]), labels[train], t, seen, torch.from_numpy(parts[1]),
-                     labels[test], names, attributes=torch.from_numpy(attributes), notes=tuple(notes), **more)
+                     labels[test], names, attributes=attributes, notes=tuple(notes), **more)
 
 # %% ../nbs/13_matlab.ipynb #13-028
 def _no_directions(count: int, width: int) -> Tensor:

@@ -204,6 +204,7 @@ def test_label_features_of_names(zoo):
     def encoder(names): asked.append(names); return torch.eye(WIDTH)[:len(names)]*2
     task = load_xlsa17(zoo(), semantics="names", encoder=encoder)
     torch.testing.assert_close(task.label_features, torch.eye(WIDTH)[:C])
+    assert task.attributes is None   # or they would take the place of the names
     assert asked == [[f"big bird {c}" for c in range(C)]]
     x = torch.from_numpy(benchmark()[0]["features"].T[benchmark()[1]["trainval_loc"].ravel() - 1]).float()
     torch.testing.assert_close(task.features, torch.nn.functional.normalize(x, dim=1))   # not centred: text is not
