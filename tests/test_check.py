@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from PIL import Image
 from small_world import World
 
-from pzsl_nb.check import draw_samples, examine, findings_text
+from pzsl_nb.check import _LOOK, _copies, _inseparable, _sizes, _View, draw_samples, examine, findings_text
 from pzsl_nb.core import PZSLError
 from pzsl_nb.images import PictureSet
 from pzsl_nb.task import CandidateSets, Task
@@ -20,14 +20,14 @@ NAMES = ("ant", "bee", "cat", "dog", "eel")
 
 def pictures(train, test=(), sets=None, labels=None, test_labels=None, names=NAMES, **more):
     "Uniform grey pictures, one for each number; the last class is unseen."
-    solid = lambda values: np.full((len(values), 4, 5, 3), 0, np.uint8) + np.array(values, np.uint8)[:, None, None, None]
+    solid = lambda values: np.tile(np.array(values, np.uint8).reshape(-1, 1, 1, 1), (1, 4, 5, 3))
     test_labels = np.full(len(test), -1) if test_labels is None else test_labels
     sets = None if sets is None else CandidateSets.from_lists(sets, len(names))
     return PictureSet("grey", solid(train), solid(test), names, np.arange(len(names)) < len(names) - 1, labels,
                       test_labels, sets, **more)
 
 
-def files(folder, count, **changes):
+def files(folder, count):
     "Pictures as files, of different colours."
     paths = []
     for i in range(count):
@@ -119,7 +119,8 @@ def test_broken_pictures_are_told_with_path_and_reason_and_are_no_copies(tmp_pat
     test.append(str(tmp_path/"nowhere.png"))
     findings = look(of_files(train, test), workers=workers)
     assert (findings.broken["train"], findings.broken["test"]) == (4, 2)       # test[0] is train[3]
-    assert [one["picture"] for one in findings.broken["pictures"]] == [*(train[i] for i in (3, 40, 41, 66)), test[0], test[2]]
+    bad = [*(train[i] for i in (3, 40, 41, 66)), test[0], test[2]]
+    assert [one["picture"] for one in findings.broken["pictures"]] == bad
     assert findings.broken["pictures"][0]["reason"] == "the file is empty"
     assert findings.copies["train"] == 0 and findings.copies["leaked"] == 1
     text = findings_text(findings, most=2)
@@ -160,7 +161,8 @@ def test_odd_and_small_pictures(tmp_path):
 def test_numbers_are_what_loops_find(sets, random):
     labels = [random.choice(range(4)) for _ in sets]
     test_labels = [random.choice(range(-1, 5)) for _ in range(random.randint(0, 6))]
-    found = look(pictures(range(len(sets)), range(100, 100 + len(test_labels)), sets, labels, np.array(test_labels, int)))
+    test = range(100, 100 + len(test_labels))
+    found = look(pictures(range(len(sets)), test, sets, labels, np.array(test_labels, int)))
     sizes = sorted(len(s) for s in sets)
     assert found.sets["mean"] == pytest.approx(sum(sizes)/len(sizes))
     assert found.sets["median"] == pytest.approx((sizes[(len(sizes) - 1)//2] + sizes[len(sizes)//2])/2)
@@ -194,6 +196,7 @@ def test_inseparable_labels_are_what_loops_find(seed):
     found = look(pictures(range(150), (), sets, names=names)).inseparable
     share = lambda a, b: sum({a, b} <= s for s in sets)/max(1, sum(a in s for s in sets))
     told = {(p["label"], p["companion"]) for p in found["pairs"]}
+    assert not any(p["mutual"] and (p["companion"], p["label"]) in told for p in found["pairs"]), "listed twice"
     assert ("g", "h") in told or sum(6 in s for s in sets) < 8
     for p in found["pairs"]:
         a, b = names.index(p["label"]), names.index(p["companion"])
@@ -210,6 +213,8 @@ def test_frequent_labels_and_full_sets_are_not_called_inseparable_but_told():
     rng = np.random.default_rng(0)
     often = pictures(range(200), (), [[0] + [c for c in (1, 2, 3) if rng.random() < .4] for _ in range(200)])
     assert look(often).inseparable["labels"] == 0
+    nearly = [[0]]*2800 + [[0, 1]]*190 + [[1]]*10      # with label 1, label 0 is less frequent than elsewhere
+    assert look(pictures(np.arange(3000) % 256, (), nearly)).inseparable["labels"] == 0
 
 
 def test_imbalance_coverage_and_missing_classes_are_warnings_with_a_mend():
@@ -217,8 +222,11 @@ def test_imbalance_coverage_and_missing_classes_are_warnings_with_a_mend():
     findings = look(pictures(range(64), (100,), [[3 if i % 4 == 0 else y] for i, y in enumerate(labels)], labels))
     assert "ant is the truth 60 times as often as cat (60 : 1)" in said(findings, "the truth")[0]
     assert findings.sets["coverage"] == 48/64 and said(findings, "hold the true class: only")
-    assert said(findings, "classes without a test row: 5") and findings.test_known == 0
-    for warning in findings.warnings: assert "; " in warning, "a warning says what to do"
+    assert said(findings, "test rows of known class: none") and not said(findings, "without a test row")
+    tested = look(pictures(range(3), range(9, 12), labels=[0, 1, 2], test_labels=[0, 4, -1]))
+    assert said(tested, "classes without a test row: 3 (bee, cat, dog)") and tested.test_known == 2
+    assert "each class 1 times" in findings_text(tested)
+    for warning in findings.warnings + tested.warnings: assert "; " in warning, "a warning says what to do"
 
 
 def test_sound_data_bring_no_warning():
@@ -249,26 +257,24 @@ def test_one_screen_whatever_is_wrong(tmp_path):
 
 
 def test_memory_does_not_grow_with_pictures_times_classes():
-    n, C = 30_000, 30_000
-    sets = CandidateSets.from_pairs(torch.arange(n).repeat(3), torch.cat([torch.arange(n), torch.arange(2*n)*7919 % C])[:3*n],
-                                    n, C)
-    task = PictureSet("wide", np.zeros((n, 1, 1, 3), np.uint8), np.zeros((0, 1, 1, 3), np.uint8),
-                      tuple(f"c{i}" for i in range(C)), np.ones(C, bool), None, np.zeros(0), sets)
-    from pzsl_nb.check import _copies, _inseparable, _sizes, _view, _LOOK
-    looks = np.zeros(n, _LOOK)
-    looks["key"], looks["width"], looks["height"] = np.arange(n)//2, 4, 4
+    n = 12_000                                                 # a table of bools would be 144 MB
+    classes = torch.cat([torch.arange(n), 7919*torch.arange(n) % n])
+    sets = CandidateSets.from_pairs(torch.arange(n).repeat(2), classes, n, n)
+    looks = np.ones(n, _LOOK)
+    looks["key"] = np.arange(n)//2
+    view = _View(sets, None, np.zeros(0, int), np.ones(n, bool), lambda split, row: str(row))
     tracemalloc.start()
-    _copies(looks, looks[:0], _view(task)), _sizes(looks), _inseparable(sets.select(torch.arange(n)), task.class_names)
+    _copies(looks, looks[:0], view), _sizes(looks), _inseparable(sets, [str(c) for c in range(n)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 60e6
+    assert peak < 20e6
 
 
 # Drawing
 
 def test_grid_of_pictures_with_odd_names(tmp_path):
-    names = ("$x_1$ and $", "貓", "a "*40 + "b", "Straße", "unseen")
-    found = pictures([3, 90, 200], (), [[0], [0, 1, 2, 3], [3]], labels=[0, 1, 2], names=names)
+    names = ("$\\bad{$", "貓", "a "*40 + "b", "Straße", "unseen")
+    found = pictures(range(20), (), [[0], [0, 1, 2, 3]]*10, labels=[0, 2]*10, names=names)
     assert draw_samples(found, tmp_path/"new"/"grid.png", count=2, seed=1) == tmp_path/"new"/"grid.png"
     first = np.asarray(Image.open(tmp_path/"new"/"grid.png"))
     draw_samples(found, tmp_path/"again.png", count=2, seed=1)
@@ -285,14 +291,34 @@ def test_grid_passes_over_broken_pictures(tmp_path):
     assert (11, 0, 7) in colours
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_task_draws_its_pictures_or_its_counts(tmp_path):
     red = world_task(pictures=lambda rows: np.full((len(rows), 8, 8, 3), (250, 3, 9), np.uint8))
-    for name, task in {"red": red, "counts": world_task(), "no sets": Task(**{**{
-            key: vars(red)[key] for key in red.__dataclass_fields__}, "candidates": None, "pictures": None})}.items():
-        draw_samples(task, tmp_path/f"{name}.png")
+    fields = {key: vars(red)[key] for key in red.__dataclass_fields__}
+    for name, changes in {"red": {}, "counts": {"pictures": None}, "no sets": {"candidates": None, "pictures": None},
+                          "nothing": {"candidates": None, "labels": None}}.items():
+        draw_samples(Task(**fields | changes), tmp_path/f"{name}.png", count=3)
     colours = [{tuple(c) for c in np.asarray(Image.open(tmp_path/f"{name}.png").convert("RGB")).reshape(-1, 3).tolist()}
                for name in ("red", "counts")]
     assert (250, 3, 9) in colours[0] and (250, 3, 9) not in colours[1]
+
+
+def test_pictures_in_memory_are_not_changed(tmp_path):
+    held = [Image.effect_noise((300, 260), 50).convert("RGB") for _ in range(3)]
+    before = [image.tobytes() for image in held]
+    found = of_files(held, held[1:2])
+    assert look(found).copies["pairs"]["leaked"] == [["train row 1", "test row 0"]]
+    draw_samples(found, tmp_path/"grid.png")
+    assert [image.tobytes() for image in held] == before
+
+
+def test_a_task_without_sets_or_labels():
+    task = world_task()
+    fields = {key: vars(task)[key] for key in task.__dataclass_fields__}
+    features = torch.cat([task.features[:-1], task.features[:1]])
+    findings = look(Task(**fields | {"candidates": None, "labels": None, "features": features}))
+    assert (findings.sets, findings.balance, findings.untrained) == (None, {}, []) and findings.copies["repeated"] == 1
+    assert "a rule can draw them" in findings_text(findings)
 
 
 # Bad input
