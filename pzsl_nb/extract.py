@@ -211,19 +211,26 @@ _PART = 32   # pictures that travel together
 
 class _Decoder(Dataset):
     "Prepares parts of the pictures, in whichever process it is asked to."
-    def __init__(self, images: Sequence | None, preprocess: Callable, shape: tuple[int, ...]):
-        self.images, self.preprocess, self.shape = images, preprocess, shape
+    def __init__(self, images: Sequence | None, preprocess: Callable, shape: tuple[int, ...], shared: bool = False):
+        self.images, self.preprocess, self.shape, self.shared = images, preprocess, shape, shared
 
-    def __getitem__(self, part: list) -> tuple[np.ndarray, dict[int, str]]:
+    def __getitem__(self, part: list) -> tuple[np.ndarray | Tensor, dict[int, str]]:
         "Prepared pictures of a part, made of pairs (row, path or None), with zeros for the broken, and their reasons."
         pixels, broken = np.zeros((len(part), *self.shape), np.float32), {}
         for i, (row, path) in enumerate(part):
             try: pixels[i] = _prepared(self.images[row] if path is None else path, self.preprocess, self.shape[-1])
             except _BROKEN as error: broken[row] = _reason(error)
-        return pixels, broken
+        return torch.from_numpy(pixels) if self.shared else pixels, broken
 
 
-def _as_it_is(part: Any) -> Any: return part   # for the DataLoader, which would make tensors in shared memory
+def _shared_bytes() -> int:
+    "Shared memory that is free; 0 where it cannot be told."
+    try: facts = os.statvfs("/dev/shm")
+    except (OSError, AttributeError): return 0
+    return facts.f_bavail * facts.f_frsize
+
+
+def _as_it_is(part: Any) -> Any: return part   # for the DataLoader, which would make tensors of all arrays
 
 
 def _leave_with_parent(worker: int) -> None:
@@ -250,14 +257,16 @@ def _encoded(
 ) -> Iterator[tuple[Tensor, dict[int, str]]]:
     "Features of each span, zero where a picture is broken, and what is wrong with those."
     shape = tuple(encoder.preprocess(Image.new("RGB", (64, 64))).shape)   # a preprocessing that cannot work fails here
-    decoder = _Decoder(images if None in _paths(images) else None, encoder.preprocess, shape)
+    most = 4 * _PART * int(np.prod(shape)) * (2 * workers + 1)            # bytes that can be on their way
+    decoder = _Decoder(images if None in _paths(images) else None, encoder.preprocess, shape,
+                       shared=workers > 0 and most < _shared_bytes() // 2)
     loader = iter(DataLoader(decoder, batch_size=None, sampler=_parts(images, spans), num_workers=workers,
                              collate_fn=_as_it_is, worker_init_fn=_leave_with_parent))
     for start, stop in spans:
         pixels, broken = torch.zeros(-(-(stop - start) // 16) * 16, *shape), {}
         for first in range(start, stop, _PART):
             part, wrong = next(loader)
-            pixels[first - start:first - start + len(part)] = torch.from_numpy(part)
+            pixels[first - start:first - start + len(part)] = torch.as_tensor(part)
             broken |= wrong
         features = encoder.encode_images(pixels)[:stop - start]
         odd = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
