@@ -162,6 +162,14 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(map("  ".join, lines))
 
 
+def _unmeasured(result: dict[str, Any]) -> str:
+    "What is known where no test image has a label."
+    inside = {name: f"{100*result[key]['covering_rate']:.1f} %" for name, key in
+              (("frozen CLIP", "zero_shot"), (result["method"], "metrics"))}
+    return ("No test image has a known label, so there is no accuracy to tell. Predictions on training images that lie "
+            "in\ntheir candidate sets: " + ", ".join(f"{share} ({name})" for name, share in inside.items()) + ".")
+
+
 def results_text(
     result: dict[str, Any],  # as in result.json
 ) -> str:
@@ -170,6 +178,8 @@ def results_text(
     keys = {"S": "S", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC", "disambiguation_accuracy": "labels right"}
     percent = lambda value: "-" if value is None or value != value else f"{100*value:.1f}"
     rows = [["percent", *keys.values(), "H against frozen"]]
+    if all(value is None or value != value for value in (result["metrics"][key] for key in ("S", "U"))):
+        return _unmeasured(result)
     for row in results_table(result):
         name = {"clip-pzsl": "CLIP-PZSL"}.get(row["model"], row["model"])
         against = "-" if name == "frozen CLIP" else f"{100*row['difference']:+.1f}"

@@ -124,13 +124,28 @@ def read_json(
     except FileNotFoundError as error: raise PZSLError(f"{path}: no such file; check the path") from error
     except OSError as error: raise PZSLError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error: raise PZSLError(f"{path}: is not text, so not JSON; make it again") from error
+    except RecursionError as error: raise PZSLError(f"{path}: is nested too deeply; make it flatter") from error
     except json.JSONDecodeError as error:
         raise PZSLError(f"{path}: is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
                         "correct it or make it again") from error
+    except ValueError as error: raise PZSLError(f"{path}: holds a number that is too long ({error}); mend it") from error
 
 # %% ../nbs/00_core.ipynb #00-032
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError,
            MemoryError, OverflowError, SyntaxError, struct.error)   # all of them seen from np.load on damaged files
+
+
+_FREE, _RATIO = 2**30, 100   # bytes that may always be unpacked; beyond, how many for each byte of the file
+
+
+def _check_size(path: Path) -> None:
+    "Raise where an archive would unpack to far more than it holds; other damage is left to the reader."
+    try:
+        with zipfile.ZipFile(path) as archive: size = sum(item.file_size for item in archive.infolist())
+    except _BROKEN: return
+    if size > max(_FREE, _RATIO*path.stat().st_size):
+        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} MiB, "
+                        "as no table of features does; save it again with np.savez, or as .safetensors")
 
 
 def _member(archive: Any, key: str, path: Path) -> "np.ndarray":
@@ -157,6 +172,7 @@ def read_npz(
     if not zipfile.is_zipfile(path):
         raise PZSLError(f"{path}: is not an .npz archive (damaged, cut off, or another kind of file); "
                         "fetch or make it again")
+    _check_size(path)
     try: archive = np.load(path, allow_pickle=False)
     except _BROKEN as error:
         raise PZSLError(f"{path}: is not a readable .npz archive ({error}); fetch or make it again") from error

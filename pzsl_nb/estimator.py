@@ -159,7 +159,7 @@ def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
     "Checked image features of unit length; a table that is so already, perhaps a mapped file, is not copied."
     if isinstance(X, np.ndarray) and X.dtype == np.float32: X = torch.from_numpy(np.require(X, requirements=["C", "W"]))
     table = isinstance(X, Tensor) and X.ndim == 2 and X.is_floating_point() and len(X) > 0
-    if table and all(((part.float().norm(dim=1) - 1).abs() < 1e-3).all() for part in X.split(8192)):
+    if table and all(((part.float().norm(dim=1) - 1).abs() < 1e-3).all() for part in X.split(rows_at_once(X.shape[1]))):
         if reset: est.n_features_in_ = X.shape[1]
         if X.shape[1] == est.n_features_in_: return X
     return torch.nn.functional.normalize(torch.as_tensor(validate_data(est, X, dtype=np.float32, reset=reset)), dim=1)

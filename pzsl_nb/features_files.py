@@ -6,7 +6,7 @@
 __all__ = ['load_features_npz', 'load_features_safetensors', 'save_features']
 
 # %% ../nbs/12_features_files.ipynb #12-003
-import json, os, struct, zipfile
+import json, os, struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,19 +181,6 @@ def _given_sets(path: Path, arrays: dict[str, Any]) -> CandidateSets | None:
     return sets
 
 # %% ../nbs/12_features_files.ipynb #12-013
-_FREE, _RATIO = 2**30, 100   # bytes that may always be unpacked; beyond, how many for each byte of the file
-
-
-def _check_archive(path: Path) -> None:
-    "Raise where an archive would unpack to far more than it holds; other damage is left to the reader."
-    try:
-        with zipfile.ZipFile(path) as archive: size = sum(item.file_size for item in archive.infolist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error): return
-    if size > max(_FREE, _RATIO*path.stat().st_size):
-        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} MiB, "
-                        "as no table of features does; save it again with np.savez, or as .safetensors")
-
-
 def _strings(path: Path, key: str, array: np.ndarray) -> list[str]:
     "An array of text as a list."
     if array.dtype.kind not in "US":
@@ -208,7 +195,6 @@ def load_features_npz(
 ) -> Task:
     "The task in a feature file, with candidate sets if the file has some; anything unusable is a `PZSLError`."
     path = Path(path)
-    _check_archive(path)
     arrays = read_npz(path, (), (*_REQUIRED, *_OPTIONAL))
     return _task_of(path, arrays | {key: _strings(path, key, arrays[key]) for key in _TEXTS if key in arrays})
 

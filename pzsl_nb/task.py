@@ -16,7 +16,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np, torch
 from torch import Tensor
 
-from .core import PZSLError, atomic_path, listing, patch_to, read_npz
+from .core import PZSLError, atomic_path, listing, patch_to, read_npz, rows_at_once
 
 if TYPE_CHECKING: import scipy.sparse
 
@@ -250,8 +250,11 @@ def _check_finite(thing: str, vectors: Tensor) -> None:
 
 
 def _lengths(vectors: Tensor) -> Tensor:  # (n,) NaN or infinite where an entry is
-    "Length of every row, from a few thousand rows at a time: the table may be larger than the memory."
-    return torch.cat([part.float().norm(dim=1) for part in vectors.split(8192)])
+    "Length of every row, a small block at a time: the table may be larger than the memory."
+    lengths, step = torch.empty(len(vectors)), rows_at_once(vectors.shape[1], 2**16, 2**20)
+    for start in range(0, len(vectors), step):
+        lengths[start:start + step] = vectors[start:start + step].float().norm(dim=1)
+    return lengths
 
 
 def _check_vectors(thing: str, vectors: Tensor) -> None:
