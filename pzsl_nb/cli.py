@@ -102,8 +102,8 @@ FEATURE_KINDS = ("npz", "safetensors", "xlsa17", "pll")   # sources that bring f
 
 
 Data = Annotated[str, Option("--data", metavar="KIND:PATH", help=
-    "What to learn from. shapes: pictures drawn on the spot. folder:DIR: a folder of pictures for each class. csv:FILE: "
-    "a table with columns image, candidates (joined by |), label, split. npz:FILE or safetensors:FILE: ready-made "
+    "What to learn from. shapes: pictures drawn on the spot. folder:DIR: a folder of pictures for each class. "
+    "csv:FILE: a table with columns image, candidates (joined by |), label, split. npz:FILE or safetensors:FILE: ready-made "
     "features. xlsa17:DIR: the zero-shot benchmark. pll:FILE.mat: partial-label files. Or a known data set with its "
     "folder: cifar10n:DIR, cub:DIR and others, see pzsl check --help.")]
 Candidates = Annotated[Optional[str], Option("--candidates", metavar="RULE:ARGS", help=

@@ -128,7 +128,8 @@ def read_json(
     except json.JSONDecodeError as error:
         raise PZSLError(f"{path}: is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
                         "correct it or make it again") from error
-    except ValueError as error: raise PZSLError(f"{path}: holds a number that is too long ({error}); mend it") from error
+    except ValueError as error:
+        raise PZSLError(f"{path}: holds a number that is too long ({error}); mend it") from error
 
 # %% ../nbs/00_core.ipynb #00-032
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError,
@@ -144,8 +145,8 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive: size = sum(item.file_size for item in archive.infolist())
     except _BROKEN: return
     if size > max(_FREE, _RATIO*path.stat().st_size):
-        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} MiB, "
-                        "as no table of features does; save it again with np.savez, or as .safetensors")
+        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from "
+                        f"{path.stat().st_size/2**20:,.1f} MiB, as no table of features does; save it again with np.savez, or as .safetensors")
 
 
 def _member(archive: Any, key: str, path: Path) -> "np.ndarray":

@@ -34,12 +34,14 @@ def write_world(
     g = torch.Generator().manual_seed(seed)
     t = F.normalize(torch.randn(classes + unseen, width, generator=g), dim=1)
     def near(labels): return F.normalize(t[labels] + .08*torch.randn(len(labels), width, generator=g), dim=1)
-    labels, test_labels = (torch.randint(top, (n,), generator=g) for top, n in ((classes, rows), (classes + unseen, 2000)))
+    labels = torch.randint(classes, (rows,), generator=g)
+    test_labels = torch.randint(classes + unseen, (2000,), generator=g)
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
         x = np.lib.format.open_memmap(f"{folder}/x.npy", "w+", np.float16, (rows, width))
         for start in range(0, rows, 2**15): x[start:start + 2**15] = near(labels[start:start + 2**15]).numpy()
         others = torch.randint(classes, (rows*(candidates - 1),), generator=g)
-        sets = CandidateSets.from_pairs(torch.arange(rows).repeat(candidates), torch.cat([labels, others]), rows, len(t))
+        images = torch.arange(rows).repeat(candidates)
+        sets = CandidateSets.from_pairs(images, torch.cat([labels, others]), rows, len(t))
         save_features(path, make_task("world", torch.from_numpy(x), labels, t, torch.arange(len(t)) < classes,
                                       near(test_labels), test_labels, candidates=sets))
 
@@ -77,9 +79,10 @@ def measure_world(
     own = {key: settings.pop(key) for key in ("candidates", "width", "unseen") if key in settings}
     file = Path(folder)/f"world-{rows}-{classes}.safetensors"
     def call(function, **arguments):
-        code = f"import json; from pzsl_nb.scale import *; print(json.dumps({function}(**json.loads({json.dumps(arguments)!r}))))"
+        given = f"json.loads({json.dumps(arguments)!r})"
+        code = f"import json; from pzsl_nb.scale import {function}; print(json.dumps({function}(**{given})))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if done.returncode: raise PZSLError(f"{function}: failed with {done.stderr.strip().splitlines()[-1]}; see above")
+        if done.returncode: raise PZSLError(f"{function}: {done.stderr.strip().splitlines()[-1]}; see above")
         return json.loads(done.stdout.splitlines()[-1])
     try:
         call("write_world", path=str(file), rows=rows, classes=classes, **own)
