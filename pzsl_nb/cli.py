@@ -103,9 +103,9 @@ FEATURE_KINDS = ("npz", "safetensors", "xlsa17", "pll")   # sources that bring f
 
 Data = Annotated[str, Option("--data", metavar="KIND:PATH", help=
     "What to learn from. shapes: pictures drawn on the spot. folder:DIR: a folder of pictures for each class. "
-    "csv:FILE: a table with columns image, candidates (joined by |), label, split. npz:FILE or safetensors:FILE: ready-made "
-    "features. xlsa17:DIR: the zero-shot benchmark. pll:FILE.mat: partial-label files. Or a known data set with its "
-    "folder: cifar10n:DIR, cub:DIR and others, see pzsl check --help.")]
+    "csv:FILE: a table with columns image, candidates (joined by |), label, split. npz:FILE or safetensors:FILE: "
+    "ready-made features. xlsa17:DIR: the zero-shot benchmark. pll:FILE.mat: partial-label files. Or a known data set "
+    "with its folder: cifar10n:DIR, cub:DIR and others, see pzsl check --help.")]
 Candidates = Annotated[Optional[str], Option("--candidates", metavar="RULE:ARGS", help=
     "How candidate sets are drawn from true labels: uniform:Q, binomial:Q, uss, pair:Q, hierarchical:Q, similar:Q or "
     "noisy:Q,ETA, where Q is the chance of a wrong label. Without it: the sets in the data, else uniform:0.3.")]

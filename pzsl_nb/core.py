@@ -145,8 +145,8 @@ def _check_size(path: Path) -> None:
         with zipfile.ZipFile(path) as archive: size = sum(item.file_size for item in archive.infolist())
     except _BROKEN: return
     if size > max(_FREE, _RATIO*path.stat().st_size):
-        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from "
-                        f"{path.stat().st_size/2**20:,.1f} MiB, as no table of features does; save it again with np.savez, or as .safetensors")
+        raise PZSLError(f"{path}: would unpack to {size/2**30:,.1f} GiB from {path.stat().st_size/2**20:,.1f} "
+                        "MiB, as no table of features does; save it again with np.savez, or as .safetensors")
 
 
 def _member(archive: Any, key: str, path: Path) -> "np.ndarray":
