@@ -291,8 +291,9 @@ def processes(
 ) -> Processes:
     "The group that this process belongs to, joined when it is first asked for."
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return Processes()
+    from datetime import timedelta
     from accelerate import PartialState
-    state = PartialState(cpu=str(device) == "cpu")
+    state = PartialState(cpu=str(device) == "cpu", timeout=timedelta(days=2))   # one may wait long for the others
     return Processes(state.process_index, state.num_processes)
 
 # %% ../nbs/00_core.ipynb #00-054
