@@ -58,6 +58,7 @@ class Config:
     semantics: str = "auto"          # label features from names or attributes, where the data have both
     min_votes: int = 1               # annotators who have to name a label before it is a candidate
     fold: int = 0                    # of data that come with folds
+    split: str = "published"         # of known data sets: or "half" or "all"
     on_error: str = "raise"          # or "skip": leave out pictures that cannot be read
 
     def __post_init__(self):

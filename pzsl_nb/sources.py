@@ -40,6 +40,7 @@ class Reading:
     semantics: str = "auto"           # "names" or "attributes", where the data have both; "auto": attributes
     min_votes: int = 1                # annotators who have to name a label before it is a candidate
     fold: int = 0                     # of data that come with folds
+    split: str = "published"          # of known data sets: or "half" or "all", see `14_datasets`
     on_error: str = "raise"           # "skip": leave out pictures that cannot be read
     seed: int = 0                     # of what is drawn: pictures of shapes, held-out rows
     # ----
@@ -138,7 +139,7 @@ SOURCES: dict[str, Callable[[str, Reading], PictureSet | Task]] = {
     "safetensors": lambda path, how: load_features_safetensors(path),
     "xlsa17": lambda path, how: _benchmark_task(path, how),
     "pll": lambda path, how: load_pll(path, how.fold),
-} | {name: partial(lambda reader, path, how: reader(path or "data", download=how.download, seed=how.seed), reader)
+} | {name: partial(lambda reader, path, how: reader(path or "data", how.download, how.seed, how.split), reader)
      for name, reader in KNOWN.items()}
 
 
@@ -204,7 +205,7 @@ class _Names(Sequence):
 
 # %% ../nbs/23_sources.ipynb #23-021
 _TENSORS = ("label_features", "seen", "labels", "test_labels", "superclass", "attributes")
-_SHAPING = ("encoder", "descriptions", "semantics", "min_votes", "fold", "on_error", "seed", "allow_outside")
+_SHAPING = ("encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error", "seed", "allow_outside")
 _PLAIN = ("name", "class_names", "logit_scale", "dropped_rows", "notes", "fingerprint")
 
 
@@ -287,6 +288,7 @@ def _read_task(spec: str, how: Reading) -> tuple[Task, Callable[[], None]]:
         if kind != "safetensors" or found.dropped_rows or how.cache_dir is None: return found, forget
         tables = {key: [os.path.abspath(path), name, len(getattr(found, key))]
                   for key, name in (("features", "X_train"), ("test_features", "X_test"))}
+        found = dataclasses.replace(found, fingerprint=content_hash(_stamp(path)))   # a hash of the file would take long
         return found, lambda: _remember(_record(spec, how), found, tables, [Path(path)], [])
     encoder = find_encoder(how, kind)
     task = encode(found, how, encoder)

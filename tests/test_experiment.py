@@ -296,7 +296,7 @@ def test_every_setting_reaches_the_estimator():
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
              "negatives": 7}
     fields = {field.name for field in dataclasses.fields(Config)}
-    of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "on_error"}
+    of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error"}
     assert set(other) == fields - {"data", "candidates", "method"} - of_the_data
     assert of_the_data < {field.name for field in dataclasses.fields(Reading)}
     found = make_estimator(Config(**other), 12., "cpu").get_params()
