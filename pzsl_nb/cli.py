@@ -182,7 +182,8 @@ def results_text(
         return _unmeasured(result)
     for row in results_table(result):
         name = {"clip-pzsl": "CLIP-PZSL"}.get(row["model"], row["model"])
-        against = "-" if name == "frozen CLIP" else f"{100*row['difference']:+.1f}"
+        known = name != "frozen CLIP" and row["difference"] is not None and row["difference"] == row["difference"]
+        against = f"{100*row['difference']:+.1f}" if known else "-"
         rows.append([name, *(percent(row[key]) for key in keys), against])
     return _columns(rows)
 
@@ -354,7 +355,7 @@ def extract(
     if out is not None: save_features(out, task)
     print(f"{task.summary()}\nFeatures in {out or where or 'nowhere: give --out or --cache'}")
 
-# %% ../nbs/60_cli.ipynb #60-037
+# %% ../nbs/60_cli.ipynb #60-040
 @contextlib.contextmanager
 def _csv_writer(out: Path | None, force: bool) -> Iterator[Any]:
     "A writer of CSV rows, to a file that appears whole or not at all, or to the screen."
@@ -366,7 +367,7 @@ def _csv_writer(out: Path | None, force: bool) -> Iterator[Any]:
     with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         yield csv.writer(file)
 
-# %% ../nbs/60_cli.ipynb #60-038
+# %% ../nbs/60_cli.ipynb #60-041
 @app.command()
 def labels(
     run: Run,
@@ -393,7 +394,7 @@ def labels(
         for row, (image, label, belief) in enumerate(zip(images, chosen.tolist(), weight.tolist())):
             writer.writerow([image, "|".join(names[c] for c in sets[row]), names[label], f"{belief:.4f}"])
 
-# %% ../nbs/60_cli.ipynb #60-043
+# %% ../nbs/60_cli.ipynb #60-046
 def _encoder_of(config: "Config", given: str | None, width: int) -> Any:
     "The encoder that a run's features are from, as far as that is known."
     from pzsl_nb.sources import Reading, find_encoder, parse_source
@@ -466,7 +467,7 @@ def _to_classify(config: "Config", spec: str, images: Sequence[Path], encoder: A
     kept = [row for row in range(len(pictures)) if row not in made.broken]
     return [names[row] for row in kept], made.features[kept].float()
 
-# %% ../nbs/60_cli.ipynb #60-044
+# %% ../nbs/60_cli.ipynb #60-047
 @app.command()
 def predict(
     run: Run,
@@ -508,7 +509,7 @@ def predict(
                 told = (text for c in two for text in (est.classes_[c], f"{p[i, c]:.4f}"))
                 writer.writerow([names[begin + i], *told])
 
-# %% ../nbs/60_cli.ipynb #60-052
+# %% ../nbs/60_cli.ipynb #60-055
 def _prepare_ablation(out: Path, resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched; begin anew with `force`."
     rows = out/"rows.jsonl"
@@ -519,7 +520,7 @@ def _prepare_ablation(out: Path, resume: bool, force: bool) -> None:
                         "another folder")
     if force: rows.unlink(missing_ok=True)
 
-# %% ../nbs/60_cli.ipynb #60-053
+# %% ../nbs/60_cli.ipynb #60-056
 @app.command()
 def ablate(
     data: Data = "shapes",
@@ -553,7 +554,7 @@ def ablate(
     print(f"\n{ablation_text(rows)}\n\nMean of {seeds} seeds and 95 % interval. Rows and picture: "
           f"{out/'rows.jsonl'}, {draw_ablation(rows, out)}")
 
-# %% ../nbs/60_cli.ipynb #60-058
+# %% ../nbs/60_cli.ipynb #60-061
 @app.command()
 def pretrain(
     out: Annotated[Path, Option("--out", metavar="DIR", help="Folder to make, in open_clip's format.")],
@@ -574,6 +575,6 @@ def pretrain(
     print(f"Final loss {record['final_loss']} after {record['steps']} steps, {record['seconds']:.0f} s. "
           f"Use it as local-dir:{out}")
 
-# %% ../nbs/60_cli.ipynb #60-063
+# %% ../nbs/60_cli.ipynb #60-066
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())   # python -m pzsl_nb.cli, not a notebook

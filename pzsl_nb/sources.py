@@ -288,7 +288,7 @@ def _read_task(spec: str, how: Reading) -> tuple[Task, Callable[[], None]]:
         if kind != "safetensors" or found.dropped_rows or how.cache_dir is None: return found, forget
         tables = {key: [os.path.abspath(path), name, len(getattr(found, key))]
                   for key, name in (("features", "X_train"), ("test_features", "X_test"))}
-        found = dataclasses.replace(found, fingerprint=content_hash(_stamp(path)))   # a hash of the file would take long
+        found = unchecked(Task, **vars(found) | {"fingerprint": content_hash(_stamp(path))})   # not of all the file
         return found, lambda: _remember(_record(spec, how), found, tables, [Path(path)], [])
     encoder = find_encoder(how, kind)
     task = encode(found, how, encoder)
@@ -297,7 +297,7 @@ def _read_task(spec: str, how: Reading) -> tuple[Task, Callable[[], None]]:
     if how.cache_dir is None or not whole or not (files or found.depends): return task, forget
     from pzsl_nb.extract import image_key
     keys = [image_key(encoder, images, task.features.dtype) for images in (found.train, found.test)]
-    task = dataclasses.replace(task, fingerprint=content_hash(*keys)) if files else task
+    task = unchecked(Task, **vars(task) | {"fingerprint": content_hash(*keys)})
     tables = {key: [os.path.abspath(Path(how.cache_dir)/store), None, len(getattr(task, key))]
               for key, store in zip(("features", "test_features"), keys)}
     depends = [*found.depends, *_own_files(how)]
