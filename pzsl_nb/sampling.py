@@ -9,7 +9,7 @@ __all__ = ['StepLabels', 'LabelSampler']
 import math
 from typing import NamedTuple
 
-import torch
+import numpy as np, torch
 from torch import Tensor
 
 # %% ../nbs/36_sampling.ipynb #36-006
@@ -49,7 +49,8 @@ class LabelSampler:
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
         outside = self.seen & ~inside
         if (count := int(outside.sum())) <= self.negatives and int((~self.seen).sum()) <= self.negatives: return None
-        generator = torch.Generator(classes.device).manual_seed(self.seed*2**31 + step)
+        mixed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]   # a generator heeds 32 bits only
+        generator = torch.Generator(classes.device).manual_seed(int(mixed))
         drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, ~self.seen))
         ids = torch.cat([inside.nonzero()[:, 0], drawn, unseen]).sort().values
         correction = torch.zeros(len(self.seen), device=classes.device)
