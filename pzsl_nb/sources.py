@@ -20,11 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .annotations import apply_descriptions, read_csv
 from .candidates import draw_candidates
 from .core import PZSLError, atomic_path, content_hash, listing, processes
 from .datasets import KNOWN
 from .features_files import load_features_npz, load_features_safetensors
-from .images import PictureSet, apply_descriptions, read_csv, read_folder
+from .images import PictureSet, read_folder
 from .matlab_files import load_pll, load_xlsa17, with_attribute_features
 from .shapes import class_name, default_split, render
 from .task import CandidateSets, Task, make_task, unchecked
@@ -133,8 +134,8 @@ def shapes_pictures(
 # %% ../nbs/23_sources.ipynb #23-017
 SOURCES: dict[str, Callable[[str, Reading], PictureSet | Task]] = {
     "shapes": lambda path, how: shapes_pictures(how.seed),
-    "folder": lambda path, how: read_folder(path, seed=how.seed),
-    "csv": lambda path, how: read_csv(path, min_votes=how.min_votes, allow_outside=how.allow_outside),
+    "folder": lambda path, how: read_folder(path, how.seed, how.min_votes, how.allow_outside),
+    "csv": lambda path, how: read_csv(path, how.min_votes, how.allow_outside, how.on_error),
     "npz": lambda path, how: load_features_npz(path),
     "safetensors": lambda path, how: load_features_safetensors(path),
     "xlsa17": lambda path, how: _benchmark_task(path, how),

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL import Image
 
 from pzsl_nb import cli
+from pzsl_nb.shapes import class_name, default_split, render
 from pzsl_nb.training import read_checkpoint
 
 C, D = 8, 16   # classes, of which the last two are unseen; width
@@ -37,7 +39,8 @@ def type_in(words, folder, out, err):
 
 
 @pytest.fixture(scope="session")
-def forked():
+def forked(tmp_path_factory):
+    os.environ["PZSL_CACHE"] = str(tmp_path_factory.mktemp("cache"))   # not the user's; processes inherit it
     if "forkserver" not in multiprocessing.get_all_start_methods(): pytest.skip("no forkserver on this system")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pzsl_nb.experiment", "pzsl_nb.figures", "pzsl_nb.cli"])
@@ -478,3 +481,76 @@ def test_ablate(pzsl, birds, tmp_path):
     assert line.split()[1] == f"{mean:.1f}" and line.count("±") == 5
     assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
     complains(pzsl, tmp_path, f"{command} --seeds 3", 1, ["a:", "--resume", "--force"])
+
+
+# Pictures and annotators
+
+@pytest.fixture
+def annotated(tmp_path):
+    "Pictures of six classes in a folder with a space, and what two annotators say: the truth, and often another class."
+    attributes = np.concatenate(default_split())[:6]
+    names, rng = [class_name(a) for a in attributes], np.random.default_rng(0)
+    (tmp_path/"my photos").mkdir()
+    lines = ["image,annotator_1,annotator_2"]
+    for i, k in enumerate(np.arange(6).repeat(8)):
+        Image.fromarray(render(attributes[k][None], seed=i)[0]).save(tmp_path/"my photos"/f"{i}.png")
+        lines.append(f"my photos/{i}.png,{names[k]},{names[rng.integers(6)]}")
+    (tmp_path/"said.csv").write_text("\n".join(lines) + "\n")
+    return names
+
+
+ANNOTATED = f"--data csv:said.csv --encoder embedded --device cpu {BY_HAND} --epochs 4 --no-figures"
+
+
+def test_pictures_and_annotators_all_the_way(pzsl, annotated, tmp_path):
+    code, text, err = pzsl(f"run {ANNOTATED} --out a")
+    assert code == 0 and "no accuracy to tell" in text and "nan" not in text, err
+    assert not (tmp_path/"a"/"images.txt").read_text().startswith("/")
+    rows = read_csv(pzsl("labels --run a")[1])
+    assert [row["image"] for row in rows] == [f"my photos/{i}.png" for i in range(48)]
+    assert all(row["label"] in row["candidates"].split("|") for row in rows)
+    assert np.mean([row["label"] == annotated[i//8] for i, row in enumerate(rows)]) > .8
+    code, text, err = pzsl("predict --run a --images 'my photos' --images 'my photos/3.png'")
+    found = read_csv(text)
+    assert code == 0 and len(found) == 49 and found[-1]["image"] == "my photos/3.png", err
+    truth = {f"my photos/{i}.png": annotated[i//8] for i in range(48)}
+    assert np.mean([row["prediction"] == truth[row["image"]] for row in found]) > .7
+
+
+def test_a_vote_that_too_few_gave(pzsl, annotated, tmp_path):
+    "Two of two have to agree; where they do not, the row and the mend are named."
+    complains(pzsl, tmp_path, f"run {ANNOTATED} --out a --min-votes 2", 1, ["said.csv", "line", "min"])
+
+
+def test_check_and_extract(pzsl, annotated, tmp_path):
+    code, text, _ = pzsl("check --data csv:said.csv --out checked")
+    findings = json.loads((tmp_path/"checked"/"findings.json").read_text())
+    assert code == 0 and findings["train"] == 48 and "48 for training" in text
+    assert Image.open(tmp_path/"checked"/"samples.png").width > 300
+    words = "extract --data csv:said.csv --encoder embedded --device cpu --out f.safetensors"
+    assert pzsl(words)[0] == 0
+    code, _, err = pzsl(f"run --data safetensors:f.safetensors {BY_HAND} --epochs 2 --no-figures --out b")
+    assert code == 0, err
+    assert (tmp_path/"b"/"images.txt").read_text().splitlines()[3] == "my photos/3.png"
+    complains(pzsl, tmp_path, words, 1, ["f.safetensors", "exists", "--force"])
+
+
+def test_a_broken_picture_stops_or_is_left_out(pzsl, annotated, tmp_path):
+    (tmp_path/"my photos"/"5.png").write_bytes(b"GIF89a")
+    code, text, err = pzsl(f"run {ANNOTATED} --out a")
+    assert code == 1 and "5.png" in err.splitlines()[-1] and "skip" in err and not (tmp_path/"a").exists()
+    code, text, err = pzsl(f"run {ANNOTATED} --out a --on-error skip")
+    assert code == 0 and "5.png" in err
+    assert "my photos/5.png" not in (tmp_path/"a"/"images.txt").read_text().splitlines()
+
+
+def test_photographs_need_an_encoder_that_knows_them(pzsl, annotated, tmp_path):
+    "Without --encoder a published CLIP is asked for; offline the message says what to do."
+    complains(pzsl, tmp_path, "run --data csv:said.csv --out a", 1, ["ViT-B-32", "openai", "weights"])
+
+
+@pytest.mark.parametrize("spec, words", [("folder:nowhere", ["nowhere"]), ("csv:none.csv", ["none.csv"]),
+                                         ("xlsa17:AWA2", ["AWA2"]), ("pll:lost.mat", ["lost.mat"]),
+                                         ("cifar10n:here", ["here", "cifar-10"]), ("safetensors:a b.safetensors", ["a b"])])
+def test_data_that_are_not_there(pzsl, tmp_path, spec, words):
+    for command in ("run", "check", "extract"): complains(pzsl, tmp_path, f"{command} --data '{spec}'", 1, words)
