@@ -71,8 +71,10 @@ def _check_integers(array: np.ndarray) -> str | None:
     "What is wrong with an array of whole numbers, and the mend; None if nothing is."
     if array.ndim != 1: return f"has shape {array.shape}; it must be flat"
     if _kind(array) not in "iuf": return f"holds {array.dtype} that are not whole numbers; save it as integers"
-    with np.errstate(all="ignore"): whole = (array == np.floor(array)) & (array > -2**53) & (array < 2**53)
-    if not whole.all():
+    with np.errstate(all="ignore"):
+        whole = array.dtype.kind in "iu" or (array == np.floor(array)).all()
+        whole = whole and (len(array) == 0 or (array.min() > -2**53 and array.max() < 2**53))
+    if not whole:
         return f"holds {array.dtype} that are not whole numbers below 2**53; save it as integers"
     return None
 
@@ -168,7 +170,10 @@ def _given_sets(path: Path, arrays: dict[str, Any]) -> CandidateSets | None:
         raise PZSLError(f"{path}: key 'candidates_indptr' must rise from 0 to {len(indices):,}, the length of "
                         f"'candidates_indices', and have {n + 1:,} entries, one more than 'X_train' has rows; "
                         "save the indptr of a scipy.sparse matrix")
-    try: sets = CandidateSets.from_pairs(torch.repeat_interleave(indptr.diff()), indices, n, len(arrays["text"]))
+    try:
+        try: sets = CandidateSets(indptr, indices, len(arrays["text"]))   # as scipy.sparse keeps them
+        except PZSLError:
+            sets = CandidateSets.from_pairs(torch.repeat_interleave(indptr.diff()), indices, n, len(arrays["text"]))
     except PZSLError as error: raise PZSLError(f"{path}: key 'candidates_indices': {error}") from error
     unseen = torch.as_tensor(arrays["unseen"].astype(bool))
     bad = unseen[sets.indices]
