@@ -6,191 +6,92 @@
 __all__ = ['Findings', 'examine', 'findings_text', 'draw_samples']
 
 # %% ../nbs/24_check.ipynb #24-003
-import dataclasses, hashlib, multiprocessing, os, textwrap, warnings
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses, hashlib, textwrap, warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np, torch
 from PIL import Image
-from scipy.special import rel_entr
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .core import PZSLError, atomic_path, listing
-from .extract import _BROKEN, _as_it_is, _leave_with_parent, _parts, _paths, _prepared, _reason
-from .images import PictureSet
+from .extract import in_order, open_picture, try_picture
+from .images import Paths, PictureSet
 from .task import CandidateSets, Task
 
 # %% ../nbs/24_check.ipynb #24-006
 _LOOK = np.dtype([("key", np.uint64), ("width", np.uint32), ("height", np.uint32)])   # all zero: a broken picture
 
 
-def _key(*parts: Any) -> int:
-    "Eight bytes of a hash of some arrays of bytes."
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts: digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
+def _look(values: Any) -> tuple[int, int, int]:
+    "Hash, width and height of a picture; of a row of features, which is (1, d), these are d and 1."
+    values = np.ascontiguousarray(values)
+    height, width = values.shape[:2]
+    digest = hashlib.blake2b(b"%d %d " % (height, width), digest_size=8)
+    digest.update(values)
+    return int.from_bytes(digest.digest(), "little"), width, height
 
 
-def _pixels(picture: Image.Image) -> Tensor: return torch.from_numpy(np.array(picture.convert("RGB")))
+def _printable(text: str) -> str: return "".join(c if c.isprintable() else "?" for c in text)
 
 
-class _Looker(Dataset):
-    "Looks at parts of the pictures, in whichever process it is asked to."
-    def __init__(self, images: Sequence | None): self.images = images
+def _called(found: PictureSet | Task, split: str, row: int) -> str:
+    "What users call a row of \"train\" or \"test\"; without what upsets a terminal, for file names may hold anything."
+    of_pictures = isinstance(found, PictureSet)
+    names = found.test_ids if split == "test" else found.train_ids if of_pictures else found.image_ids
+    if names is None and of_pictures: names = getattr(found, split)
+    name = names[row] if isinstance(names, (list, tuple, Paths, np.ndarray)) else None
+    return _printable(str(name) if isinstance(name, (str, Path)) else f"{split} row {row}")
 
-    def __getitem__(self, part: list) -> tuple[np.ndarray, dict[int, str]]:
-        "Hash and size of the pictures of a part, made of pairs (row, path or None), and what is wrong with some."
-        looks, broken = np.zeros(len(part), _LOOK), {}
-        for i, (row, path) in enumerate(part):
-            try: pixels = _prepared(self.images[row] if path is None else path, _pixels, 224)
-            except _BROKEN as error: broken[row] = _reason(error)
-            else: looks[i] = _key(b"%d %d " % pixels.shape[:2], pixels), pixels.shape[1], pixels.shape[0]
-        return looks, broken
-
-# %% ../nbs/24_check.ipynb #24-007
-def _workers(images: Sequence) -> int:
-    "Processes for looking: one for each core where pictures have to be decoded and are many."
-    if len(images) < 256 or isinstance(images, np.ndarray) or multiprocessing.current_process().daemon: return 0
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-
-def _look_at_pictures(
-    images: Sequence,
-    workers: int | None,               # decoding processes
-    bar: tqdm,
-    report: Callable[[int, str], None],  # called with row and reason of each broken picture
-) -> np.ndarray:                       # (n,) _LOOK
-    "Hash and size of all pictures."
-    looks, row = np.zeros(len(images), _LOOK), 0
-    if len(images) == 0: return looks
-    loader = DataLoader(_Looker(images if None in _paths(images) else None), batch_size=None, collate_fn=_as_it_is,
-                        sampler=_parts(images, [(0, len(images))]), worker_init_fn=_leave_with_parent,
-                        num_workers=_workers(images) if workers is None else workers)
-    try:
-        for part, broken in loader:
-            looks[row:row + len(part)] = part
-            for at, reason in broken.items(): report(at, reason)
-            row += len(part); bar.update(len(part))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error): raise
-        raise PZSLError(f"images: a decoding process died at image {row} or soon after ({str(error).splitlines()[0]}); "
-                        "look at the pictures there and at the memory that is free, or use workers=0") from error
-    return looks
-
-
-def _look_at_features(features: Tensor, bar: tqdm) -> np.ndarray:  # (n,) _LOOK
-    "Hashes of rows of features, in place of pictures; their width and height mean nothing."
-    looks = np.ones(len(features), _LOOK)
-    for start in range(0, len(features), 4096):
-        block = features[start:start + 4096].float().numpy()
-        looks["key"][start:start + 4096] = [_key(row) for row in block]
-        bar.update(len(block))
-    return looks
-
-# %% ../nbs/24_check.ipynb #24-009
+# %% ../nbs/24_check.ipynb #24-008
 _LISTED = 100   # examples that are kept of anything
 
 
-class _View(NamedTuple):
-    "What is the same of pictures and tasks, as arrays."
-    sets: CandidateSets | None
-    labels: np.ndarray | None     # (n,)
-    test_labels: np.ndarray       # (m,)
-    seen: np.ndarray              # (C,) bool
-    called: Callable[[str, int], str]   # ("train" or "test", row) -> what users call the picture
-
-
-def _printable(text: str) -> str:
-    "The text without what upsets a terminal or a font; names of files and classes may hold anything."
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _view(found: PictureSet | Task) -> _View:
-    "The parts that count."
-    of_pictures = isinstance(found, PictureSet)
-    names = {"train": found.train_ids if of_pictures else found.image_ids, "test": found.test_ids}
-
-    def called(split: str, row: int) -> str:
-        name = next(_paths(getattr(found, split), [row])) if of_pictures else None
-        if names[split] is not None: name = names[split][row]
-        name = f"{split} row {row}" if name is None else str(name)
-        return _printable(name)
-    labels = None if found.labels is None else np.asarray(found.labels)
-    return _View(found.candidates, labels, np.asarray(found.test_labels), np.asarray(found.seen), called)
+def _copies(found: PictureSet | Task, train: np.ndarray, test: np.ndarray) -> dict[str, Any]:
+    "How many rows repeat the content of an earlier one, in training, in the test and between them, with examples."
+    looks, n = np.concatenate([train, test]), len(train)
+    sound = np.flatnonzero(looks["width"])
+    _, first, content = np.unique(looks["key"][sound], return_index=True, return_inverse=True)
+    firsts = sound[first[content]]                       # the first row with the same content
+    rows, firsts = sound[sound != firsts], firsts[sound != firsts]
+    said = found.candidates if found.candidates is not None else found.labels
+    differ = np.array([row < n and said is not None and said[row] != said[at]
+                       for row, at in zip(rows.tolist(), firsts.tolist())], bool)
+    kinds = {"repeated": (rows < n) & ~differ, "conflicting": differ, "leaked": (rows >= n) & (firsts < n)}
+    def name(row: int) -> str: return _called(found, "train", row) if row < n else _called(found, "test", row - n)
+    pairs = {kind: sorted(zip(firsts[mask].tolist(), rows[mask].tolist()))[:_LISTED] for kind, mask in kinds.items()}
+    test = test[test["width"] > 0]
+    return {"train": int((rows < n).sum()), "test": len(test) - len(np.unique(test)),
+            **{kind: int(mask.sum()) for kind, mask in kinds.items()},
+            "pairs": {kind: [[name(a), name(b)] for a, b in some] for kind, some in pairs.items()}}
 
 # %% ../nbs/24_check.ipynb #24-010
-def _set_keys(view: _View, rows: np.ndarray) -> np.ndarray:
-    "A number for each row that stands for its candidate set, or for its label where there are no sets."
-    if view.sets is None: return rows*0 if view.labels is None else view.labels[rows]
-    sets = view.sets.select(torch.from_numpy(rows))
-    of_class = np.random.default_rng(0).integers(2**64, size=sets.n_classes, dtype=np.uint64)
-    return np.add.reduceat(of_class[sets.indices.numpy()], sets.indptr[:-1].numpy())
-
-
-def _grouped(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Sound rows, test after training, with equal content side by side; where each group starts; its training rows."
-    keys = np.concatenate([train["key"], test["key"]])
-    rows = np.flatnonzero(np.concatenate([train["width"], test["width"]]))
-    rows = rows[np.argsort(keys[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(keys[rows], prepend=~keys[rows[:1]]))
-    in_train = np.add.reduceat(rows < len(train), starts, dtype=int) if len(rows) else starts
-    return rows, starts, in_train
-
-
-def _copies(train: np.ndarray, test: np.ndarray, view: _View) -> dict[str, Any]:
-    "How often content is repeated inside training, inside the test and between them, with pairs as examples."
-    rows, starts, in_train = _grouped(train, test)
-    sizes = np.diff(starts, append=len(rows))
-    group = np.repeat(np.arange(len(starts)), sizes)
-    copied = np.flatnonzero((in_train > 1)[group] & (rows < len(train)))        # members of groups in training
-    sets = _set_keys(view, rows[copied]) if len(copied) else copied
-    odd = copied[sets != sets[np.searchsorted(group[copied], group[copied])]]   # not like the first of the group
-    differ, which = np.unique(group[odd], return_index=True)
-    agree, leaked = np.setdiff1d(group[copied], differ), np.flatnonzero((in_train > 0) & (in_train < sizes))
-    def pairs(groups: np.ndarray, others: np.ndarray) -> list[list[str]]:
-        both = np.stack([rows[starts[groups]], rows[others]], 1)
-        return [[view.called("train", r) if r < len(train) else view.called("test", r - len(train)) for r in pair]
-                for pair in both[np.argsort(both[:, 0])][:_LISTED].tolist()]
-    return {"train": int((in_train - 1).clip(0).sum()), "repeated": int((in_train[agree] - 1).sum()),
-            "conflicting": len(differ), "test": int((sizes - in_train - 1).clip(0).sum()),
-            "leaked": int((sizes - in_train)[leaked].sum()),
-            "pairs": {"repeated": pairs(agree, starts[agree] + 1), "conflicting": pairs(differ, odd[which]),
-                      "leaked": pairs(leaked, (starts + in_train)[leaked])}}
-
-# %% ../nbs/24_check.ipynb #24-012
-_TOGETHER = .95
+_TOGETHER, _USUAL, _FEW, _ASKED = .95, .5, 10, 200   # shares of sets; numbers of sets
 
 
 def _inseparable(
     sets: CandidateSets,
     class_names: Sequence[str],  # C
 ) -> list[dict[str, Any]]:
-    "Labels that nearly always come with another one, each with the companion that chance explains least."
+    "Labels that nearly always come with another one, each with its closest companion."
     table, companion = sets.to_scipy().tocsc(), {}
     counts = np.diff(table.indptr)
-    usual, needed = counts/len(sets), np.log(100*max(2, (counts > 0).sum())**2)
-    asked = int(np.clip(4e8*len(sets)/(len(counts)*sets.nnz), 50, 200))   # sets of a label
-    for c in np.flatnonzero(counts > 1):
-        rows = table.indices[table.indptr[c]:table.indptr[c + 1]]
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), asked)).astype(int)]
+    usual = counts >= _USUAL*len(sets)
+    for c in np.flatnonzero(counts >= _FEW):
+        rows = table.indices[table.indptr[c]:table.indptr[c + 1]][::max(1, counts[c]//_ASKED)]
         position, _ = sets.positions(torch.from_numpy(rows.astype(np.int64)))
         share = np.bincount(sets.indices[position].numpy(), minlength=len(counts))/len(rows)
-        share[c] = 0
-        close = np.flatnonzero(share >= _TOGETHER)
-        surprise = len(rows)*(rel_entr(share[close], usual[close]) + rel_entr(1 - share[close], 1 - usual[close]))
-        surprise[share[close] <= usual[close]] = 0
-        if len(close) and surprise.max() > needed:
-            companion[c] = close[surprise.argmax()], share[close[surprise.argmax()]]
+        share[usual] = share[c] = 0
+        if share.max() >= _TOGETHER: companion[c] = share.argmax(), share.max()
     both = {c for c, (other, _) in companion.items() if companion.get(other, (None,))[0] == c}
     return [{"label": class_names[c], "companion": class_names[other], "share": float(share), "sets": int(counts[c]),
              "mutual": c in both} for c, (other, share) in companion.items() if c not in both or c < other]
 
-# %% ../nbs/24_check.ipynb #24-014
+# %% ../nbs/24_check.ipynb #24-012
 @dataclass(frozen=True)
 class Findings:
     "What data hold, in plain values; all names of classes, and at most a hundred examples of anything else."
@@ -208,7 +109,7 @@ class Findings:
     inseparable: dict            # labels: how many; pairs: which
     copies: dict                 # train, repeated, conflicting, test, leaked: counts; pairs: examples of three
     broken: dict                 # train, test: how many; pictures: split, picture, reason
-    sizes: dict | None           # smallest, largest, usual: [width, height]; usual_share; small, odd: how many
+    sizes: dict | None           # smallest, largest: [width, height]; small, odd: how many
     notes: list[str]             # of the source
     warnings: list[str]          # what is wrong; what to do about it
 
@@ -216,14 +117,14 @@ class Findings:
         "All of it as dictionaries and lists, for JSON."
         return dataclasses.asdict(self)
 
-# %% ../nbs/24_check.ipynb #24-015
-def _sets_facts(view: _View) -> dict[str, Any] | None:
+# %% ../nbs/24_check.ipynb #24-013
+def _sets_facts(found: PictureSet | Task) -> dict[str, Any] | None:
     "Sizes of the candidate sets, and the share of them that holds the truth."
-    if view.sets is None: return None
-    sizes = view.sets.sizes.numpy()
-    holds = None if view.labels is None else view.sets.contains(torch.from_numpy(view.labels)).double().mean().item()
-    return {"mean": float(sizes.mean()), "median": float(np.median(sizes)), "largest": int(sizes.max()),
-            "single": float((sizes == 1).mean()), "coverage": holds}
+    if (sets := found.candidates) is None: return None
+    sizes = sets.sizes.double()
+    holds = None if found.labels is None else sets.contains(torch.as_tensor(found.labels)).double().mean().item()
+    return {"mean": sizes.mean().item(), "median": float(np.median(sizes)), "largest": int(sizes.max()),
+            "single": (sizes == 1).double().mean().item(), "coverage": holds}
 
 
 def _balance(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -239,128 +140,112 @@ _SMALL, _ODD = 32, 4   # pixels on the short side; long side by short side
 
 def _sizes(looks: np.ndarray) -> dict[str, Any] | None:
     "Widths and heights of all sound pictures in a few numbers."
-    width, height = (looks[key][looks["width"] > 0].astype(np.int64) for key in ("width", "height"))
-    if len(width) == 0: return None
-    short, long, area = np.minimum(width, height), np.maximum(width, height), width*height
-    size = lambda i: [int(width[i]), int(height[i])]
-    kinds, first, times = np.unique(width << 32 | height, return_index=True, return_counts=True)
-    return {"smallest": size(area.argmin()), "largest": size(area.argmax()), "usual": size(first[times.argmax()]),
-            "usual_share": float(times.max()/len(width)), "small": int((short < _SMALL).sum()),
-            "odd": int((long >= _ODD*short).sum())}
+    sizes = np.stack([looks["width"], looks["height"]], 1)[looks["width"] > 0].astype(np.int64)   # (k, 2)
+    if len(sizes) == 0: return None
+    area, short, long = sizes.prod(1), sizes.min(1), sizes.max(1)
+    return {"smallest": sizes[area.argmin()].tolist(), "largest": sizes[area.argmax()].tolist(),
+            "small": int((short < _SMALL).sum()), "odd": int((long >= _ODD*short).sum())}
 
-# %% ../nbs/24_check.ipynb #24-016
-_LOPSIDED, _COVERED, _EVERYWHERE = 20, .95, .9   # most by least frequent; sets with the truth; sets with one label
+# %% ../nbs/24_check.ipynb #24-014
+_LOPSIDED, _COVERED = 20, .95   # most by least frequent; sets with the truth
 
 
-def _counted(f: Findings) -> Iterator[tuple[str, int, Sequence[str], str]]:
-    "What may be wrong, how often it is, a few examples, and what to do about it; the worst first."
-    row, sizes = f.of[:-1] if f.sizes else "row", f.sizes or {"small": 0, "odd": 0}
+def _counted(f: Findings) -> Iterator[tuple[int, str, Sequence[str], str]]:
+    "How often something is that may be wrong, what, examples, and what to do about it; the worst first."
     equal = {key: [" = ".join(pair) for pair in pairs] for key, pairs in f.copies["pairs"].items()}
-    yield ("pictures that cannot be read", f.broken["train"] + f.broken["test"], [],
+    together = [f"{p['label']} {'and' if p['mutual'] else 'with'} {p['companion']}" for p in f.inseparable["pairs"]]
+    yield (f.broken["train"] + f.broken["test"], "pictures that cannot be read", [],
            "replace them, or leave them out with --on-error skip")
-    yield (f"test {row}s that are in training as well", f.copies["leaked"], equal["leaked"],
+    yield (f.copies["leaked"], "test rows that are in training as well", equal["leaked"],
            "take them out of one of the two, or results will be too good")
-    yield (f"training {row}s that come again with other labels", f.copies["conflicting"], equal["conflicting"],
+    yield (f.copies["conflicting"], "training rows that come again with other labels", equal["conflicting"],
            "make each one row, with its annotators as votes")
-    yield (f"training {row}s that are copies, with the same labels", f.copies["repeated"], equal["repeated"],
+    yield (f.copies["repeated"], "training rows that are copies, with the same labels", equal["repeated"],
            "leave them out, unless they should count more than once")
-    yield (f"pictures less than {_SMALL} pixels wide or high", sizes["small"], [],
-           "bring the originals, if these are thumbnails or placeholders")
-    yield (f"pictures {_ODD} times as long as wide, or more", sizes["odd"], [],
-           "cut out what matters: an encoder sees the middle only")
-    yield "seen classes in no training row", len(f.untrained), f.untrained, "bring some rows, or mark them as unseen"
-    yield ("classes without a test row", len(f.untested)*(f.test_known > 0), f.untested,
+    if f.sizes: yield f.sizes["small"], f"pictures less than {_SMALL} pixels wide or high", [], "bring the originals"
+    if f.sizes: yield f.sizes["odd"], f"pictures {_ODD} times as long as wide, or more", [], "cut out what matters"
+    yield len(f.untrained), "seen classes in no training row", f.untrained, "bring some rows, or mark them as unseen"
+    yield (len(f.untested)*(f.test_known > 0), "classes without a test row", f.untested,
            "bring some, or nobody knows how well they are recognised")
-    yield ("labels that (nearly) always come with another one", f.inseparable["labels"],
-           [f"{p['label']} {'and' if p['mutual'] else 'with'} {p['companion']}" for p in f.inseparable["pairs"]],
+    yield (f.inseparable["labels"], "labels that (nearly) always come with another one", together,
            "these sets cannot tell them apart: decide some by hand, or make them one class")
 
 
-def _warnings(f: Findings) -> list[str]:
+def _warnings(f: Findings) -> Iterator[str]:
     "What is wrong, and what to do about it."
-    told = [f"{what}: {count:,}{f' ({listing(examples, 3)})' if examples else ''}; {mend}"
-            for what, count, examples, mend in _counted(f) if count]
-    if f.test_known == 0: told.append("test rows of known class: none; without some, nothing can be measured")
+    for count, what, examples, mend in _counted(f):
+        if count: yield f"{what}: {count:,}{f' ({listing(examples, 3)})' if examples else ''}; {mend}"
+    if f.test_known == 0: yield "test rows of known class: none; without some, nothing can be measured"
     if f.sets and f.sets["coverage"] is not None and f.sets["coverage"] < _COVERED:
-        told.append(f"sets that hold the true class: only {f.sets['coverage']:.1%}; ask more annotators, or lower "
-                    "--min-votes")
+        yield f"sets that hold the true class: only {f.sets['coverage']:.1%}; ask more annotators, or lower --min-votes"
     for key, b in f.balance.items():
         if b["ratio"] >= _LOPSIDED:
-            told.append(f"{b['most']} is {'the truth' if key == 'truth' else 'a candidate'} {b['ratio']:,.0f} times as "
-                        f"often as {b['least']} ({b['most_count']:,} : {b['least_count']:,}); bring more of the rare "
-                        "classes")
-    if f.sets and f.balance["candidates"]["most_count"] >= _EVERYWHERE*f.train:
-        told.append(f"{f.balance['candidates']['most']} is a candidate nearly everywhere "
-                    f"({f.balance['candidates']['most_count']:,} of {f.train:,} rows), which says nothing; leave it "
-                    "out where nobody meant it")
-    return told
+            yield (f"{b['most']} is {'the truth' if key == 'truth' else 'a candidate'} {b['ratio']:,.0f} times as often "
+                   f"as {b['least']} ({b['most_count']:,} : {b['least_count']:,}); bring more of the rare classes")
 
-# %% ../nbs/24_check.ipynb #24-017
-def _look_at_all(found: PictureSet | Task, view: _View, workers: int | None, progress: bool) -> tuple[dict, dict]:
-    "Looks at training and test rows, and what is broken among them."
-    of_pictures, broken = isinstance(found, PictureSet), {"train": 0, "test": 0, "pictures": []}
-    parts = {"train": found.train if of_pictures else found.features,
-             "test": found.test if of_pictures else found.test_features}
-
-    def report(split: str, row: int, reason: str) -> None:
-        broken[split] += 1
-        if len(broken["pictures"]) < _LISTED:
-            broken["pictures"].append({"split": split, "picture": view.called(split, row), "reason": reason})
+# %% ../nbs/24_check.ipynb #24-015
+def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) -> tuple[dict, dict]:
+    "Looks (n,) at training and at test rows, and what is broken among them."
+    if isinstance(found, PictureSet): parts, look = {"train": found.train, "test": found.test}, try_picture
+    else:
+        parts, workers = {"train": found.features, "test": found.test_features}, workers or 0
+        look = lambda use, rows, row: use(rows[row:row + 1].float().numpy())
+    looks, broken = {}, {"train": 0, "test": 0, "pictures": []}
     with tqdm(total=sum(map(len, parts.values())), desc="check", unit="row", disable=not progress) as bar:
-        return {split: _look_at_pictures(rows, workers, bar, partial(report, split)) if of_pictures else
-                _look_at_features(rows, bar) for split, rows in parts.items()}, broken
+        for split, rows in parts.items():
+            looks[split] = np.zeros(len(rows), _LOOK)
+            for row, seen in enumerate(in_order(partial(look, _look, rows), range(len(rows)), workers)):
+                bar.update()
+                if not isinstance(seen, str): looks[split][row] = seen; continue
+                broken[split] += 1
+                if len(broken["pictures"]) < _LISTED:
+                    broken["pictures"].append({"split": split, "picture": _called(found, split, row), "reason": seen})
+    return looks, broken
 
 
 def examine(
     found: PictureSet | Task,     # what a source has read
     *,
-    workers: int | None = None,   # decoding processes; None: as many as are of use
+    workers: int | None = None,   # decoding threads; None: as many as are of use
     progress: bool = True,        # show a bar
 ) -> Findings:
     "What is in the data and what is wrong with them; every picture is opened, nothing is encoded or changed."
     if not isinstance(found, (PictureSet, Task)):
         raise PZSLError(f"check: a {type(found).__name__} cannot be looked at; give what read_source returns")
-    if workers is not None and workers < 0: raise PZSLError(f"workers: {workers} is too small; use 0 or more")
-    view, names = _view(found), found.class_names
-    looks, broken = _look_at_all(found, view, workers, progress)
-    known = view.test_labels[view.test_labels >= 0]
-    counts = {"candidates": None if view.sets is None else torch.bincount(view.sets.indices).numpy(),
-              "truth": None if view.labels is None else np.bincount(view.labels)}
-    counts = {key: np.pad(some, (0, len(names) - len(some))) for key, some in counts.items() if some is not None}
+    of_pictures, names, seen, sets = isinstance(found, PictureSet), found.class_names, found.seen, found.candidates
+    looks, broken = _look_at_all(found, workers, progress)
+    seen, truth = np.asarray(seen), np.asarray(found.test_labels)
+    named = {"candidates": None if sets is None else sets.indices, "truth": found.labels}
+    counts = {key: np.bincount(some, minlength=len(names)) for key, some in named.items() if some is not None}
+    trained = next(iter(counts.values()), np.ones(len(names)))
+    tested = np.bincount(truth[truth >= 0], minlength=len(names))
     which = lambda mask: [names[c] for c in np.flatnonzero(mask)]
-    pairs = [] if view.sets is None else _inseparable(view.sets, names)
+    pairs = [] if sets is None else _inseparable(sets, names)
+    inseparable = {*(p["label"] for p in pairs), *(p["companion"] for p in pairs if p["mutual"])}
     findings = Findings(
-        found.name, "pictures" if isinstance(found, PictureSet) else "features", len(looks["train"]),
-        len(looks["test"]), len(known), int(view.seen.sum()), int((~view.seen).sum()),
-        which(view.seen & (next(iter(counts.values()), np.ones(len(names))) == 0)),
-        which(np.bincount(known, minlength=len(names)) == 0),
-        _sets_facts(view), {key: _balance(some, names) for key, some in counts.items()},
-        {"labels": len({*(p["label"] for p in pairs), *(p["companion"] for p in pairs if p["mutual"])}),
-         "pairs": pairs[:_LISTED]},
-        _copies(looks["train"], looks["test"], view), broken,
-        _sizes(np.concatenate([*looks.values()])) if isinstance(found, PictureSet) else None, list(found.notes), [])
-    return dataclasses.replace(findings, warnings=_warnings(findings))
+        found.name, "pictures" if of_pictures else "features", len(looks["train"]), len(looks["test"]),
+        int(tested.sum()), int(seen.sum()), int((~seen).sum()), which(seen & (trained == 0)), which(tested == 0),
+        _sets_facts(found), {key: _balance(some, names) for key, some in counts.items()},
+        {"labels": len(inseparable), "pairs": pairs[:_LISTED]}, _copies(found, looks["train"], looks["test"]), broken,
+        _sizes(np.concatenate([*looks.values()])) if of_pictures else None, list(found.notes), [])
+    return dataclasses.replace(findings, warnings=[*_warnings(findings)])
 
-# %% ../nbs/24_check.ipynb #24-019
+# %% ../nbs/24_check.ipynb #24-017
 def _facts(f: Findings) -> Iterator[tuple[str, str]]:
     "Heading and sentence of everything that was counted."
-    unknown = f", {f.test - f.test_known:,} of these of unknown class" if f.test > f.test_known else ""
-    yield "rows", f"{f.train:,} for training, {f.test:,} for the test{unknown} ({f.of})"
+    yield "rows", f"{f.train:,} for training, {f.test:,} for the test, {f.test_known:,} of these of known class ({f.of})"
     yield "classes", f"{f.seen:,} seen, {f.unseen:,} unseen"
-    if f.sets is None: yield "candidates", "none; a rule can draw them from the labels"
-    else:
-        truth = "not known" if f.sets["coverage"] is None else f"among them in {f.sets['coverage']:.1%} of the rows"
-        yield "candidates", (f"{f.sets['mean']:.2f} a row (median {f.sets['median']:g}, most {f.sets['largest']:,}), "
-                             f"{f.sets['single']:.1%} of the rows have only one; the truth is {truth}")
+    s = f.sets
+    if s is None: yield "candidates", "none; a rule can draw them from the labels"
+    else: yield "candidates", (f"{s['mean']:.2f} a row (median {s['median']:g}, most {s['largest']:,}), {s['single']:.1%} "
+                               "of the rows have only one; the truth is " + ("not known" if s["coverage"] is None else
+                                                                            f"among them in {s['coverage']:.1%}"))
     for key, b in f.balance.items():
-        yield f"{key[:-1] if key == 'candidates' else 'truth'} is", f"each class {b['most_count']:,} times" \
-            if b["ratio"] == 1 else (f"{b['most_count']:,} times {b['most']}, {b['least_count']:,} times {b['least']} "
-                                     f"({b['ratio']:,.1f} : 1)")
+        yield "as " + key.removesuffix("s"), (f"most often {b['most']}, {b['most_count']:,} times; least often "
+                                              f"{b['least']}, {b['least_count']:,} times")
     yield "copies", (f"{f.copies['train']:,} inside training, {f.copies['test']:,} inside the test, "
                      f"{f.copies['leaked']:,} of training in the test")
-    if f.sizes:
-        low, high, usual = ("{} x {}".format(*f.sizes[key]) for key in ("smallest", "largest", "usual"))
-        yield "pixels", low if low == high else f"{low} to {high}; {f.sizes['usual_share']:.0%} are {usual}"
+    if f.sizes: yield "pixels", "{} x {} to {} x {}".format(*f.sizes["smallest"], *f.sizes["largest"])
     for note in f.notes: yield "note", note
 
 
@@ -369,103 +254,83 @@ def findings_text(
     most: int = 10,  # broken pictures that are listed
 ) -> str:
     "What a person reads: warnings first, then counts, then the pictures that are broken."
-    lines = [("!", warning) for warning in findings.warnings] or [("", "Nothing looks wrong.")]
-    broken = [f"{one['picture']}: {one['reason']}" for one in findings.broken["pictures"][:most]]
-    lines += [*_facts(findings), *(("broken", text) for text in broken)]
-    if (more := findings.broken["train"] + findings.broken["test"] - len(broken)) > 0:
-        lines.append(("broken", f"and {more:,} more"))
-    def shown(head: str, text: str) -> str:
-        head = head.ljust(2 if head in ("", "!") else 14)
-        return textwrap.fill(_printable(text), 110, initial_indent=head, subsequent_indent=" "*len(head),
-                             break_long_words=False, break_on_hyphens=False)
-    return "\n".join([_printable(findings.name), *(shown(*line) for line in lines)])
+    f = findings
+    lines = [("!", warning) for warning in f.warnings] or [("", "Nothing looks wrong.")]
+    lines += [*_facts(f), *(("broken", f"{one['picture']}: {one['reason']}") for one in f.broken["pictures"][:most])]
+    if (more := f.broken["train"] + f.broken["test"] - most) > 0: lines.append(("broken", f"and {more:,} more"))
+    shown, fill = [_printable(f.name)], textwrap.TextWrapper(110, break_long_words=False, break_on_hyphens=False)
+    for head, text in lines:
+        fill.initial_indent = head.ljust(2 if head in ("", "!") else 14)
+        fill.subsequent_indent = " "*len(fill.initial_indent)
+        shown.append(fill.fill(_printable(text)))
+    return "\n".join(shown)
 
-# %% ../nbs/24_check.ipynb #24-021
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
-
-
-def _fit(picture: Image.Image) -> Tensor:
-    "A picture small enough for a grid."
-    small = picture.convert("RGB")      # a copy, which may be changed
-    small.thumbnail((224, 224))
-    return _pixels(small)
-
-
-def _some_pictures(found: PictureSet | Task, count: int, seed: int) -> list[tuple[int, np.ndarray]]:
-    "Training rows in random order, with their pictures; what is broken is passed over."
-    n, shown = len(found.train if isinstance(found, PictureSet) else found.features), []
+# %% ../nbs/24_check.ipynb #24-019
+def _some_pictures(found: PictureSet | Task, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    "Training rows in random order, with small pictures; what is broken is passed over."
+    n = len(found.train if isinstance(found, PictureSet) else found.features)
     for row in np.random.default_rng(seed).choice(n, min(n, count + 100), replace=False).tolist():
-        if len(shown) == count: break
-        try: shown.append((row, _prepared(found.train[row], _fit, 224) if isinstance(found, PictureSet) else
-                           np.asarray(found.pictures(torch.tensor([row])))[0]))
-        except _BROKEN: continue
-    return shown
+        if isinstance(found, PictureSet): picture = try_picture(Image.Image.copy, found.train, row)
+        else: picture = open_picture(found.pictures(torch.tensor([row]))[0])
+        if isinstance(picture, str): continue
+        picture.thumbnail((224, 224))
+        yield row, np.asarray(picture)
 
 
-def _said(view: _View, row: int, class_names: Sequence[str], most: int = 8) -> Iterator[tuple[str, dict]]:
-    "Lines on a training row, and how to write them: its candidates, the truth bold, and in orange where it is missing."
-    truth = None if view.labels is None else int(view.labels[row])
-    said = [] if view.sets is None else view.sets[row]
-    said = sorted(said, key=lambda c: c != truth)         # the truth is not cut off
-    if truth is not None and truth not in said: said.insert(0, truth)
-    for c in said[:most]:
-        lost = c == truth and view.sets is not None and c not in view.sets[row]
-        name, longest = class_names[c], 14 if lost else 26
-        yield (name if len(name) <= longest else name[:longest - 3] + "...") + " (no candidate)"*lost, \
-            {"color": _ORANGE if lost else _BLUE if c == truth else _GREY, "weight": "bold" if c == truth else "normal"}
-    if len(said) > most: yield f"and {len(said) - most:,} more", {"color": _GREY, "style": "italic"}
+def _said(found: PictureSet | Task, row: int, most: int = 8) -> tuple[str, bool]:
+    "Lines on a training row, its truth first; and whether the truth is no candidate."
+    truth = -1 if found.labels is None else int(found.labels[row])
+    said = [] if found.candidates is None else found.candidates[row]
+    lost = truth >= 0 and len(said) > 0 and truth not in said
+    others = [found.class_names[c] for c in said if c != truth]
+    lines = ["is " + found.class_names[truth] + ", no candidate"*lost]*(truth >= 0) + others[:most]
+    if len(others) > most: lines.append(f"and {len(others) - most:,} more")
+    return "\n".join(line if len(line) <= 28 else line[:25] + "..." for line in lines), lost
 
-# %% ../nbs/24_check.ipynb #24-022
-def _draw_pictures(figure: Any, found: PictureSet | Task, view: _View, shown: list[tuple[int, np.ndarray]]) -> None:
-    "A grid of pictures, each with its name above and its lines below."
-    across, notes = min(6, len(shown)), [[*_said(view, row, found.class_names)] for row, _ in shown]
-    down, lines = -(-len(shown)//across), max(1, *map(len, notes))
-    figure.set_size_inches(1.9*across, down*(2.2 + .16*lines))
-    axes = figure.subplots(2*down, across, squeeze=False, height_ratios=[2, .16*lines]*down)
-    for ax in axes.flat: ax.set_axis_off()
-    for k, ((row, picture), said) in enumerate(zip(shown, notes)):
-        above, below = axes[2*(k//across):2*(k//across) + 2, k % across]
-        above.imshow(picture)
-        name = view.called("train", row)
-        above.set_title(name if len(name) <= 26 else "..." + name[-23:], fontsize=7, color=_GREY, parse_math=False)
-        for i, (text, look) in enumerate(said):
-            below.text(.5, 1 - (i + .2)/lines, text, ha="center", va="top", fontsize=8, parse_math=False, **look)
+# %% ../nbs/24_check.ipynb #24-020
+_BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
-def _draw_counts(figure: Any, view: _View) -> None:
-    "Sizes of the sets, and how often each class occurs, most frequent first."
-    panels = [*figure.subplots(1, 2 if view.sets is not None else 1, squeeze=False)[0]]
-    figure.set_size_inches(4.5*len(panels), 3.2)
-    if view.sets is not None:
-        sizes, ax = view.sets.sizes.numpy(), panels[0]
-        step = max(1, sizes.max()//40)
-        ax.hist(sizes, bins=np.arange(.5, sizes.max() + step + .5, step), color=_BLUE, rwidth=.9)
-        ax.set(xlabel="candidates of a row", ylabel="training rows", xlim=(.5 - .02*sizes.max(), None))
-    counted = [("candidate", None if view.sets is None else view.sets.indices, _BLUE, "-"),
-               ("truth, training", view.labels, "black", "-"),
-               ("truth, test", view.test_labels[view.test_labels >= 0], _ORANGE, "--")]
-    for name, classes, colour, line in counted:
+def _draw_pictures(figure: Any, found: PictureSet | Task, shown: list[tuple[int, np.ndarray]]) -> None:
+    "A grid of pictures, each with its name above and what is said of it below, in orange where that lacks the truth."
+    across, said = min(6, len(shown)), [_said(found, row) for row, _ in shown]
+    down = -(-len(shown)//across)
+    figure.set_size_inches(1.9*across, down*(2.2 + .14*max(text.count("\n") for text, _ in said)))
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for ax in axes: ax.set_xticks([]); ax.set_yticks([]); ax.spines[:].set_visible(False)
+    for ax, (row, picture), (text, lost) in zip(axes, shown, said):
+        ax.imshow(picture)
+        ax.set_title(_called(found, "train", row)[-26:], fontsize=7, parse_math=False)
+        ax.set_xlabel(text, fontsize=7, color=_ORANGE if lost else _BLUE, parse_math=False)
+
+
+def _draw_counts(figure: Any, found: PictureSet | Task) -> None:
+    "How often each class occurs, most frequent first."
+    figure.set_size_inches(6, 3.2)
+    ax, test = figure.subplots(), np.asarray(found.test_labels)
+    for name, classes, look in (("candidate", None if found.candidates is None else found.candidates.indices, _BLUE),
+                                ("truth, training", found.labels, "black"), ("truth, test", test[test >= 0], _ORANGE)):
         if classes is None or len(classes) == 0: continue
         counts = np.sort(np.bincount(classes))[::-1]
-        panels[-1].step(np.arange(1, len(counts) + 1), counts, line, where="mid", color=colour, label=name)
-    panels[-1].set(xlabel="class, the most frequent first", ylabel="rows", ylim=(0, None))
-    panels[-1].legend(frameon=False)
-    for ax in panels: ax.spines[["top", "right"]].set_visible(False)
+        ax.step(np.arange(1, len(counts) + 1), counts, where="mid", color=look, label=name)
+    ax.set(xlabel="class, the most frequent first", ylabel="rows", ylim=(0, None))
+    ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
 
-
+# %% ../nbs/24_check.ipynb #24-021
 def draw_samples(
     found: PictureSet | Task,  # what a source has read
-    path: str | os.PathLike,   # the PNG file to write
+    path: str | Path,          # the PNG file to write
     count: int = 12,           # pictures
     seed: int = 0,             # which ones
 ) -> Path:
-    "A picture of the data: samples with their candidates, truth in bold; of features the counts."
+    "A picture of the data: samples with their truth and candidates; of features the counts."
     from matplotlib.figure import Figure
     if count < 1: raise PZSLError(f"count: {count} pictures cannot be drawn; use 1 or more")
-    view, figure = _view(found), Figure(dpi=130, layout="constrained")
-    shown = [] if isinstance(found, Task) and found.pictures is None else _some_pictures(found, count, seed)
+    figure = Figure(dpi=130, layout="constrained")
+    without = isinstance(found, Task) and found.pictures is None
+    shown = [] if without else [*islice(_some_pictures(found, count, seed), count)]
     with warnings.catch_warnings(), atomic_path(path) as temporary:
         warnings.filterwarnings("ignore", "Glyph")       # a script for which matplotlib's font has no letters
-        _draw_pictures(figure, found, view, shown) if shown else _draw_counts(figure, view)
+        _draw_pictures(figure, found, shown) if shown else _draw_counts(figure, found)
         figure.savefig(temporary, format="png", facecolor="white")
     return Path(path)

@@ -1,5 +1,4 @@
 "Extraction with real processes that are killed, joined and starved, and with files that are broken in every way."
-import contextlib
 import io
 import json
 import os
@@ -7,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from PIL import Image
 from pzsl_nb import extract
 from pzsl_nb.core import PZSLError
 from pzsl_nb.encoders import load_encoder
-from pzsl_nb.extract import extract_features, image_key
+from pzsl_nb.extract import extract_features, image_key, in_order, open_picture, open_store
 from pzsl_nb.shapes import render
 
 DATA = Path(os.environ.get("PZSL_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data") / "images"
 SHEET = {"truncated.jpg": "truncated", "zero.jpg": "empty", "page.png": "not a picture", "bomb.png": "bomb",
-         "thread.png": "too many", "gone.jpg": "no such file", "pipe.jpg": "not a file", "folder.jpg": "not a file",
+         "thread.png": "a thread", "gone.jpg": "no such file", "pipe.jpg": "not a file", "folder.jpg": "not a file",
          "program.jpg": "not a picture"}
 
 
@@ -77,7 +77,7 @@ def answer(done):
 
 
 def batches(n, batch_size=64):
-    return sum(len(extract._spans(*border, batch_size)) for border in extract._borders(n))
+    return sum(-(-(stop - start) // batch_size) for start, stop in extract._shards(n))
 
 
 # killed
@@ -89,7 +89,7 @@ from pzsl_nb import extract
 from pzsl_nb.encoders import load_encoder
 from pzsl_nb.extract import extract_features
 cache, pictures, log = sys.argv[1], np.load(sys.argv[2]), sys.argv[3]
-encoder, chance = load_encoder(device="cpu"), random.Random(0)
+encoder, chance, extract._ROWS = load_encoder(device="cpu"), random.Random(0), 32
 encode = encoder.model.encode_image
 def slow(pixels):
     with open(log, "a") as file: file.write("+")
@@ -99,7 +99,6 @@ encoder.model.encode_image = slow
 def life(cache, workers):
     child = os.fork()
     if not child:
-        if workers == 2: extract._shared_bytes = lambda: 0
         try: extract_features(encoder, pictures, cache, workers=workers, batch_size=16, progress=False)
         except BaseException as error: print(repr(error), file=sys.stderr); os._exit(1)
         os._exit(0)
@@ -118,54 +117,38 @@ print(json.dumps([ends, made, both, os.path.getsize(log)]))
 
 @pytest.fixture(scope="module")
 def lives(tmp_path_factory, pictures):
-    "The folder and the story of runs that were killed, and of two that were started at once."
+    "The folder and the story of runs that were killed, and of two that were started at once; shards have 32 rows."
     folder = tmp_path_factory.mktemp("lives")
-    np.save(folder / "pictures.npy", pictures)
+    np.save(folder / "pictures.npy", pictures[:500])
     done = run(LIVES, folder / "cache", folder / "pictures.npy", folder / "log", OMP_NUM_THREADS="1")
     return folder, *answer(done), done.stderr
 
 
 def test_killed_again_and_again(encoder, pictures, reference, lives):
-    "With kill -9 at any moment; at most the batch at hand is made twice."
+    "With kill -9 at any moment; of the shard at hand at most its two batches are made twice."
     folder, ends, made, *_ = lives
     killed = ends.count(signal.SIGKILL)
     assert killed >= 3 and ends[-1] == 0 and killed + 1 == len(ends)
-    assert batches(700, 16) <= made <= batches(700, 16) + killed
+    assert 32 <= made <= 32 + 2 * killed
     store, = (folder / "cache").iterdir()
     assert {file.name for file in store.iterdir()} == {"features.npy", "store.json", "lock"}
-    found = extract_features(encoder, pictures, folder / "cache", progress=False)
-    torch.testing.assert_close(found.features, reference, rtol=0, atol=1e-3)
-
-
-def test_no_decoding_process_outlives_its_run(lives):
-    "Killed with kill -9, it leaves workers with a pipe that nobody empties."
-    log = str(lives[0] / "log").encode()
-
-    def alive():
-        with contextlib.suppress(OSError):
-            return [p.name for p in Path("/proc").glob("[0-9]*") if log in (p / "cmdline").read_bytes()]
-        return alive()
-    if not Path("/proc").exists(): pytest.skip("processes are looked up in /proc")
-    until = time.monotonic() + 5
-    while alive() and time.monotonic() < until: time.sleep(.1)
-    assert alive() == []
+    found = extract_features(encoder, pictures[:500], folder / "cache", progress=False)
+    torch.testing.assert_close(found.features, reference[:500], rtol=0, atol=1e-3)
 
 
 def test_two_runs_that_want_the_same(lives):
     "The second waits for the first and reads what it made."
     *_, both, made, complaints = lives
-    assert both == [0, 0] and "waiting for it" in complaints and made == batches(700, 16)
+    assert both == [0, 0] and "waiting for it" in complaints and made == 32
 
 
-@pytest.mark.parametrize("moment", ["_join", "_tidy", "write_json"])
+@pytest.mark.parametrize("moment", ["_pieces", "write_json"])
 def test_killed_while_joining(encoder, pictures, reference, tmp_path, monkeypatch, moment):
-    "Before the join, before the shards are removed, and before store.json."
+    "Before and after features.npy is there; store.json and the removal of the shards come last."
     encoded = count_batches(monkeypatch, encoder)
-    real = getattr(extract, moment)
 
     def die(*arguments, **named):
-        if moment != "write_json" or Path(arguments[0]).name == "store.json": raise KeyboardInterrupt
-        return real(*arguments, **named)
+        raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(extract, moment, die)
         extract_features(encoder, pictures, tmp_path, progress=False)
@@ -188,16 +171,17 @@ import os, sys
 import numpy as np, torch
 from pzsl_nb.core import processes
 from pzsl_nb.encoders import load_encoder
-from pzsl_nb.extract import extract_features, _Shard
+from pzsl_nb import extract
+from pzsl_nb.extract import extract_features
 from pathlib import Path
 cache, pictures, files, log = sys.argv[1:]
-encoder, add = load_encoder(device="cpu"), _Shard.add
-def logged(self, *arguments):
-    with open(f"{log}-{os.environ.get('RANK', 0)}", "a") as file: file.write(f"{self.start}\\n")
-    add(self, *arguments)
-_Shard.add = logged
+encoder, save = load_encoder(device="cpu"), extract._save
+def logged(path, *arguments):
+    with open(f"{log}-{os.environ.get('RANK', 0)}", "a") as file: file.write(f"{int(path.stem[6:])}\\n")
+    save(path, *arguments)
+extract._save = logged
 found = extract_features(encoder, np.load(pictures), cache, dtype=torch.float32, progress=False, workers=1)
-print(processes().count, len(found.features), len(found.broken), flush=True)
+print(f"{processes().count} {len(found.features)} {len(found.broken)};", end="", flush=True)
 extract_features(encoder, Path(files).read_text().splitlines(), cache, progress=False, workers=1)
 """
 
@@ -222,9 +206,9 @@ def launched(tmp_path_factory, pictures):
 def test_two_processes_give_the_bits_of_one(encoder, pictures, launched):
     "They have one thread each, and this one has two; all 32 bits of every number."
     folder, done = launched
-    assert done.stdout.count("2 700 0") == 2, done.stderr[-3000:]
+    assert done.stdout.count("2 700 0;") == 2, done.stderr[-3000:]
     made = [(folder / f"log-{rank}").read_text().split() for rank in (0, 1)]
-    assert made[0][:7] == ["0"] * 4 + ["512"] * 3 and made[1][:4] == ["256"] * 4
+    assert made[0][:2] == ["0", "512"] and made[1][:1] == ["256"]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     alone = extract_features(encoder, pictures, dtype=torch.float32, progress=False).features
@@ -272,21 +256,13 @@ def test_skipped_once_and_fatal_later(encoder, sheet, tmp_path):
 def test_fatal_goes_on_with_skip_from_where_it_stopped(encoder, pictures, sheet, tmp_path, monkeypatch):
     encoded = count_batches(monkeypatch, encoder)
     images = [Image.fromarray(p) for p in pictures[:300]]
-    images[270] = sheet[1]
-    with pytest.raises(PZSLError, match="image 270: .*truncated.jpg"):
+    images[270] = Image.open(sheet[1])
+    with pytest.raises(PZSLError, match="image 270: .*truncated"):
         extract_features(encoder, images, tmp_path / "c", progress=False)
     assert len(encoded) == 5
     with pytest.warns(UserWarning, match="1 of 300"):
         extract_features(encoder, images, tmp_path / "c", on_error="skip", progress=False)
     assert len(encoded) == 6
-
-
-def test_a_file_that_is_not_there_is_told_before_the_work(encoder, sheet, tmp_path, monkeypatch):
-    encoded = count_batches(monkeypatch, encoder)
-    for cache in (None, tmp_path / "c"):
-        with pytest.raises(PZSLError, match="image 100: .*gone.jpg: there is no such file"):
-            extract_features(encoder, [sheet[0]] * 100 + [tmp_path / "gone.jpg"], cache, progress=False)
-    assert encoded == []
 
 
 def test_short_batches_are_filled_up(encoder, pictures, monkeypatch):
@@ -305,43 +281,12 @@ def test_a_mended_picture_is_seen(encoder, sheet, tmp_path):
     assert broken == {} and torch.equal(features[0], features[1])
 
 
-def test_a_refusal_of_the_system_is_not_remembered_for_ever(encoder, sheet, tmp_path, monkeypatch):
-    "Permission denied: neither size nor time of the file change when it is given."
-    opened, files = extract._opened, [sheet[0], sheet[-1]]
-
-    def refuse(image):
-        if image == sheet[-1]: raise PermissionError(13, "Permission denied")
-        return opened(image)
-    with monkeypatch.context() as patch:
-        patch.setattr(extract, "_opened", refuse)
-        for _ in range(2):
-            with pytest.warns(UserWarning, match="last.jpg: cannot be opened .Permission denied"):
-                found = extract_features(encoder, files, tmp_path / "c", on_error="skip", progress=False)
-            assert [*found.broken] == [1]
-        with pytest.raises(PZSLError, match="Permission denied"):
-            extract_features(encoder, files, tmp_path / "c", progress=False)
-    found = extract_features(encoder, files, tmp_path / "c", progress=False)
-    assert found.broken == {} and torch.equal(found.features[0], found.features[1])
-
-
 def test_an_answer_that_is_not_finite(encoder, pictures, monkeypatch):
     encode = encoder.model.encode_image
     monkeypatch.setattr(encoder.model, "encode_image", lambda pixels: encode(pixels).index_fill(
         0, torch.tensor([3]), torch.nan))
     with pytest.raises(PZSLError, match="image 3: the encoder's answer is not finite"):
         extract_features(encoder, pictures[:9], progress=False)
-
-
-def test_a_decoding_process_that_dies(encoder, pictures):
-    "It is an error with a place, not a hang."
-    class Deadly(Sequence):
-        fingerprint = "deadly"
-        def __len__(self): return 200
-        def __getitem__(self, i):
-            if i == 170: os.kill(os.getpid(), signal.SIGKILL)
-            return Image.fromarray(pictures[i])
-    with pytest.raises(PZSLError, match="a decoding process died at image .*workers=0"):
-        extract_features(encoder, Deadly(), workers=1, progress=False)
 
 
 FORMATS = {"PNG": "RGB", "JPEG": "RGB", "GIF": "P", "TIFF": "RGB", "BMP": "RGB", "WEBP": "RGB", "PPM": "L",
@@ -362,16 +307,19 @@ def test_damaged_bytes_are_a_picture_or_a_reason(encoder, tmp_path_factory, kind
     for at, value in changes: content[int(at**3 * len(content))] = value
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content[:int(cut * len(content)) + 1] if cut < .8 else content)
-    pixels, broken = extract._Decoder(None, encoder.preprocess, (3, 32, 32))[[(7, path)]]
-    assert pixels.shape == (1, 3, 32, 32) and np.isfinite(pixels).all()
-    assert broken == {} or [*broken] == [7] and broken[7] and not pixels.any()
+    try: picture = open_picture(path)
+    except PZSLError as error: assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else: assert picture.mode == "RGB" and encoder.preprocess(picture).isfinite().all()
 
 
-def test_with_little_shared_memory(encoder, pictures, reference, monkeypatch):
-    "Through a pipe, as in a container."
-    for room in (0, 1 << 40):
-        monkeypatch.setattr(extract, "_shared_bytes", lambda: room)
-        assert torch.equal(extract_features(encoder, pictures, workers=2, progress=False).features, reference)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_no_thread_stays_and_nobody_runs_ahead(workers):
+    before, torch_threads, taken = threading.active_count(), torch.get_num_threads(), []
+    made = in_order(lambda i: -i, (taken.append(i) or i for i in range(10**9)), workers, ahead=5)
+    assert [next(made) for _ in range(20)] == [-i for i in range(20)]
+    assert len(taken) <= 26
+    made.close()
+    assert (threading.active_count(), torch.get_num_threads()) == (before, torch_threads)
 
 
 # keys
@@ -407,11 +355,6 @@ def test_where_files_are_counts_only_below_their_common_folder(encoder, sheet, t
     assert key != image_key(encoder, [moved / "below" / "first.jpg", moved / "last.jpg"])
 
 
-def test_common_folder_is_one_of_whole_names():
-    assert extract._common(["/a/bc/1", "/a/b/2"]) == "/a/" and extract._common(["/a/b/1", None, "/c"]) == "/"
-    assert extract._common(["/a/b/1"]) == "/a/b/" and extract._common([None]) == ""
-
-
 def test_a_lazy_sequence_with_a_fingerprint_is_not_touched_for_the_key(encoder, pictures, tmp_path):
     class Lazy(Sequence):
         def __init__(self, fingerprint): self.fingerprint, self.asked = fingerprint, []
@@ -427,7 +370,7 @@ def test_a_lazy_sequence_whose_first_picture_is_broken(encoder, pictures):
     class Lazy(Sequence):
         def __len__(self): return 3
         def __getitem__(self, i): return Image.fromarray(pictures[i]) if i else Image.open(io.BytesIO(b"nothing"))
-    with pytest.raises(PZSLError, match="image 0: this is not a picture"):
+    with pytest.raises(PZSLError, match="image 0: cannot identify"):
         extract_features(encoder, Lazy(), progress=False)
 
 
@@ -466,10 +409,9 @@ def test_a_damaged_store_is_made_again(encoder, pictures, reference, tmp_path, k
         extract_features(encoder, few, tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00000.json"])
-@pytest.mark.parametrize("size", [0, 9, 200])
-def test_a_damaged_shard_is_made_again(encoder, pictures, reference, tmp_path, monkeypatch, name, size):
-    encode, left = encoder.model.encode_image, [6]
+@pytest.mark.parametrize("size", [0, 9, 400])
+def test_a_damaged_shard_is_made_again(encoder, pictures, reference, tmp_path, monkeypatch, size):
+    encode, left = encoder.model.encode_image, [9]
 
     def stops(pixels):
         left[0] -= 1
@@ -479,19 +421,38 @@ def test_a_damaged_shard_is_made_again(encoder, pictures, reference, tmp_path, m
         patch.setattr(encoder.model, "encode_image", stops)
         extract_features(encoder, pictures, tmp_path, progress=False)
     store, = tmp_path.iterdir()
-    assert json.loads((store / "shard-00001.json").read_text())["done"] == 128
-    os.truncate(store / name, size)
+    assert len([*store.glob("shard-*")]) == 2
+    os.truncate(store / "shard-000000000.safetensors", size)
     encoded = count_batches(monkeypatch, encoder)
-    with pytest.warns(UserWarning, match="shard-00000.npy: this part of an unfinished store is damaged"):
+    with pytest.warns(UserWarning, match="shard-000000000.safetensors: this cache file is damaged"):
         again = extract_features(encoder, pictures, tmp_path, progress=False).features
-    assert torch.equal(again, reference) and len(encoded) == batches(700) - 2
+    assert torch.equal(again, reference) and len(encoded) == batches(700) - 4
+
+
+def test_a_finished_store_is_opened_by_itself(encoder, pictures, reference, tmp_path, monkeypatch):
+    extract_features(encoder, pictures, tmp_path, progress=False)
+    store, load, modes = tmp_path / image_key(encoder, pictures), np.load, []
+    for refused in ((), ("c",)):
+        def strict(path, mmap_mode, **named):
+            modes.append(mmap_mode)
+            if mmap_mode in refused: raise OSError(12, "Cannot allocate memory")
+            return load(path, mmap_mode=mmap_mode, **named)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            patch.setattr(np, "load", strict)
+            features, broken = open_store(store)
+        assert torch.equal(features, reference) and broken == {}
+    assert modes == ["c", "c", "r"]
+    os.truncate(store / "features.npy", 500)
+    with pytest.raises(PZSLError, match="damaged"): open_store(store)
+    with pytest.raises(PZSLError, match="no such file"): open_store(tmp_path)
 
 
 def test_a_store_that_may_only_be_read(encoder, pictures, reference, tmp_path, monkeypatch):
     "A cache that others share needs no lock and no permission to write."
     extract_features(encoder, pictures, tmp_path, progress=False)
     monkeypatch.setattr(extract, "_locked", None)
-    monkeypatch.setattr(extract, "_tidy", None)
+    monkeypatch.setattr(Path, "unlink", None)
     found = extract_features(encoder, pictures, tmp_path, progress=False)
     assert torch.equal(found.features, reference)
     found.features[:] = 0
