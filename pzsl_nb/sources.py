@@ -244,7 +244,10 @@ def _remember(
 
 def _mapped(file: str, key: str | None, rows: int) -> Tensor:
     "A table of features, mapped into memory; a ValueError where it has not so many rows."
-    if key is None: table = torch.from_numpy(np.load(Path(file)/"features.npy", mmap_mode="c"))
+    if key is None:   # as `open_store` does, which would import the encoders
+        try: table = np.load(Path(file)/"features.npy", mmap_mode="c")
+        except OSError: table = np.load(Path(file)/"features.npy", mmap_mode="r")   # more than the system promises
+        table = torch.from_numpy(table)
     else:
         with safe_open(file, framework="pt") as opened: table = opened.get_tensor(key)
     if len(table) != rows: raise ValueError(f"{file}: has {len(table)} rows, not {rows}")
