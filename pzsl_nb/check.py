@@ -87,9 +87,8 @@ def _inseparable(
         share = np.bincount(sets.indices[position].numpy(), minlength=len(counts))/len(rows)
         share[usual] = share[c] = 0
         if share.max() >= _TOGETHER: companion[c] = share.argmax(), share.max()
-    both = {c for c, (other, _) in companion.items() if companion.get(other, (None,))[0] == c}
-    return [{"label": class_names[c], "companion": class_names[other], "share": float(share), "sets": int(counts[c]),
-             "mutual": c in both} for c, (other, share) in companion.items() if c not in both or c < other]
+    return [{"label": class_names[c], "companion": class_names[other], "share": float(share), "sets": int(counts[c])}
+            for c, (other, share) in companion.items()]
 
 # %% ../nbs/24_check.ipynb #24-012
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Findings:
     inseparable: dict            # labels: how many; pairs: which
     copies: dict                 # train, repeated, conflicting, test, leaked: counts; pairs: examples of three
     broken: dict                 # train, test: how many; pictures: split, picture, reason
-    sizes: dict | None           # smallest, largest: [width, height]; small, odd: how many
+    sizes: dict | None           # smallest, largest: [width, height]
     notes: list[str]             # of the source
     warnings: list[str]          # what is wrong; what to do about it
 
@@ -135,16 +134,11 @@ def _balance(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
             "least_count": int(counts[least]), "ratio": float(counts[most]/counts[least])}
 
 
-_SMALL, _ODD = 32, 4   # pixels on the short side; long side by short side
-
-
-def _sizes(looks: np.ndarray) -> dict[str, Any] | None:
-    "Widths and heights of all sound pictures in a few numbers."
+def _sizes(looks: np.ndarray) -> dict[str, list[int]] | None:
+    "Width and height of the smallest and of the largest sound picture."
     sizes = np.stack([looks["width"], looks["height"]], 1)[looks["width"] > 0].astype(np.int64)   # (k, 2)
     if len(sizes) == 0: return None
-    area, short, long = sizes.prod(1), sizes.min(1), sizes.max(1)
-    return {"smallest": sizes[area.argmin()].tolist(), "largest": sizes[area.argmax()].tolist(),
-            "small": int((short < _SMALL).sum()), "odd": int((long >= _ODD*short).sum())}
+    return {"smallest": sizes[sizes.prod(1).argmin()].tolist(), "largest": sizes[sizes.prod(1).argmax()].tolist()}
 
 # %% ../nbs/24_check.ipynb #24-014
 _LOPSIDED, _COVERED = 20, .95   # most by least frequent; sets with the truth
@@ -153,7 +147,7 @@ _LOPSIDED, _COVERED = 20, .95   # most by least frequent; sets with the truth
 def _counted(f: Findings) -> Iterator[tuple[int, str, Sequence[str], str]]:
     "How often something is that may be wrong, what, examples, and what to do about it; the worst first."
     equal = {key: [" = ".join(pair) for pair in pairs] for key, pairs in f.copies["pairs"].items()}
-    together = [f"{p['label']} {'and' if p['mutual'] else 'with'} {p['companion']}" for p in f.inseparable["pairs"]]
+    together = [f"{p['label']} with {p['companion']}" for p in f.inseparable["pairs"]]
     yield (f.broken["train"] + f.broken["test"], "pictures that cannot be read", [],
            "replace them, or leave them out with --on-error skip")
     yield (f.copies["leaked"], "test rows that are in training as well", equal["leaked"],
@@ -162,15 +156,13 @@ def _counted(f: Findings) -> Iterator[tuple[int, str, Sequence[str], str]]:
            "make each one row, with its annotators as votes")
     yield (f.copies["repeated"], "training rows that are copies, with the same labels", equal["repeated"],
            "leave them out, unless they should count more than once")
-    if f.sizes: yield f.sizes["small"], f"pictures less than {_SMALL} pixels wide or high", [], "bring the originals"
-    if f.sizes: yield f.sizes["odd"], f"pictures {_ODD} times as long as wide, or more", [], "cut out what matters"
     yield len(f.untrained), "seen classes in no training row", f.untrained, "bring some rows, or mark them as unseen"
     yield (len(f.untested)*(f.test_known > 0), "classes without a test row", f.untested,
            "bring some, or nobody knows how well they are recognised")
     yield (f.inseparable["labels"], "labels that (nearly) always come with another one", together,
            "these sets cannot tell them apart: decide some by hand, or make them one class")
 
-
+# %% ../nbs/24_check.ipynb #24-015
 def _warnings(f: Findings) -> Iterator[str]:
     "What is wrong, and what to do about it."
     for count, what, examples, mend in _counted(f):
@@ -180,10 +172,11 @@ def _warnings(f: Findings) -> Iterator[str]:
         yield f"sets that hold the true class: only {f.sets['coverage']:.1%}; ask more annotators, or lower --min-votes"
     for key, b in f.balance.items():
         if b["ratio"] >= _LOPSIDED:
-            yield (f"{b['most']} is {'the truth' if key == 'truth' else 'a candidate'} {b['ratio']:,.0f} times as often "
-                   f"as {b['least']} ({b['most_count']:,} : {b['least_count']:,}); bring more of the rare classes")
+            what = "the truth" if key == "truth" else "a candidate"
+            yield (f"{b['most']} is {what} {b['ratio']:,.0f} times as often as {b['least']} ({b['most_count']:,} : "
+                   f"{b['least_count']:,}); bring more of the rare classes")
 
-# %% ../nbs/24_check.ipynb #24-015
+# %% ../nbs/24_check.ipynb #24-016
 def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) -> tuple[dict, dict]:
     "Looks (n,) at training and at test rows, and what is broken among them."
     if isinstance(found, PictureSet): parts, look = {"train": found.train, "test": found.test}, try_picture
@@ -191,7 +184,9 @@ def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) 
         parts, workers = {"train": found.features, "test": found.test_features}, workers or 0
         look = lambda use, rows, row: use(rows[row:row + 1].float().numpy())
     looks, broken = {}, {"train": 0, "test": 0, "pictures": []}
-    with tqdm(total=sum(map(len, parts.values())), desc="check", unit="row", disable=not progress) as bar:
+    bar = tqdm(total=sum(map(len, parts.values())), desc="check", unit="row", disable=not progress)
+    with bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")      # on small blemishes, picture by picture
         for split, rows in parts.items():
             looks[split] = np.zeros(len(rows), _LOOK)
             for row, seen in enumerate(in_order(partial(look, _look, rows), range(len(rows)), workers)):
@@ -202,7 +197,7 @@ def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) 
                     broken["pictures"].append({"split": split, "picture": _called(found, split, row), "reason": seen})
     return looks, broken
 
-
+# %% ../nbs/24_check.ipynb #24-017
 def examine(
     found: PictureSet | Task,     # what a source has read
     *,
@@ -221,25 +216,25 @@ def examine(
     tested = np.bincount(truth[truth >= 0], minlength=len(names))
     which = lambda mask: [names[c] for c in np.flatnonzero(mask)]
     pairs = [] if sets is None else _inseparable(sets, names)
-    inseparable = {*(p["label"] for p in pairs), *(p["companion"] for p in pairs if p["mutual"])}
     findings = Findings(
         found.name, "pictures" if of_pictures else "features", len(looks["train"]), len(looks["test"]),
         int(tested.sum()), int(seen.sum()), int((~seen).sum()), which(seen & (trained == 0)), which(tested == 0),
         _sets_facts(found), {key: _balance(some, names) for key, some in counts.items()},
-        {"labels": len(inseparable), "pairs": pairs[:_LISTED]}, _copies(found, looks["train"], looks["test"]), broken,
+        {"labels": len(pairs), "pairs": pairs[:_LISTED]}, _copies(found, looks["train"], looks["test"]), broken,
         _sizes(np.concatenate([*looks.values()])) if of_pictures else None, list(found.notes), [])
     return dataclasses.replace(findings, warnings=[*_warnings(findings)])
 
-# %% ../nbs/24_check.ipynb #24-017
+# %% ../nbs/24_check.ipynb #24-019
 def _facts(f: Findings) -> Iterator[tuple[str, str]]:
     "Heading and sentence of everything that was counted."
-    yield "rows", f"{f.train:,} for training, {f.test:,} for the test, {f.test_known:,} of these of known class ({f.of})"
+    yield "rows", f"{f.train:,} for training; {f.test:,} for the test, {f.test_known:,} of known class ({f.of})"
     yield "classes", f"{f.seen:,} seen, {f.unseen:,} unseen"
     s = f.sets
     if s is None: yield "candidates", "none; a rule can draw them from the labels"
-    else: yield "candidates", (f"{s['mean']:.2f} a row (median {s['median']:g}, most {s['largest']:,}), {s['single']:.1%} "
-                               "of the rows have only one; the truth is " + ("not known" if s["coverage"] is None else
-                                                                            f"among them in {s['coverage']:.1%}"))
+    else:
+        truth = "not known" if s["coverage"] is None else f"among them in {s['coverage']:.1%} of the rows"
+        yield "candidates", (f"{s['mean']:.2f} a row (median {s['median']:g}, most {s['largest']:,}), "
+                             f"{s['single']:.1%} of the rows have only one; the truth is {truth}")
     for key, b in f.balance.items():
         yield "as " + key.removesuffix("s"), (f"most often {b['most']}, {b['most_count']:,} times; least often "
                                               f"{b['least']}, {b['least_count']:,} times")
@@ -248,7 +243,7 @@ def _facts(f: Findings) -> Iterator[tuple[str, str]]:
     if f.sizes: yield "pixels", "{} x {} to {} x {}".format(*f.sizes["smallest"], *f.sizes["largest"])
     for note in f.notes: yield "note", note
 
-
+# %% ../nbs/24_check.ipynb #24-020
 def findings_text(
     findings: Findings,
     most: int = 10,  # broken pictures that are listed
@@ -265,7 +260,7 @@ def findings_text(
         shown.append(fill.fill(_printable(text)))
     return "\n".join(shown)
 
-# %% ../nbs/24_check.ipynb #24-019
+# %% ../nbs/24_check.ipynb #24-022
 def _some_pictures(found: PictureSet | Task, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     "Training rows in random order, with small pictures; what is broken is passed over."
     n = len(found.train if isinstance(found, PictureSet) else found.features)
@@ -284,10 +279,10 @@ def _said(found: PictureSet | Task, row: int, most: int = 8) -> tuple[str, bool]
     lost = truth >= 0 and len(said) > 0 and truth not in said
     others = [found.class_names[c] for c in said if c != truth]
     lines = ["is " + found.class_names[truth] + ", no candidate"*lost]*(truth >= 0) + others[:most]
-    if len(others) > most: lines.append(f"and {len(others) - most:,} more")
-    return "\n".join(line if len(line) <= 28 else line[:25] + "..." for line in lines), lost
+    if len(others) > most: lines.append(f"{len(others) - most:,} more")
+    return "\nor ".join(line if len(line) <= 26 else line[:23] + "..." for line in lines), lost
 
-# %% ../nbs/24_check.ipynb #24-020
+# %% ../nbs/24_check.ipynb #24-023
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
@@ -316,7 +311,7 @@ def _draw_counts(figure: Any, found: PictureSet | Task) -> None:
     ax.set(xlabel="class, the most frequent first", ylabel="rows", ylim=(0, None))
     ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/24_check.ipynb #24-021
+# %% ../nbs/24_check.ipynb #24-024
 def draw_samples(
     found: PictureSet | Task,  # what a source has read
     path: str | Path,          # the PNG file to write
@@ -328,9 +323,10 @@ def draw_samples(
     if count < 1: raise PZSLError(f"count: {count} pictures cannot be drawn; use 1 or more")
     figure = Figure(dpi=130, layout="constrained")
     without = isinstance(found, Task) and found.pictures is None
-    shown = [] if without else [*islice(_some_pictures(found, count, seed), count)]
     with warnings.catch_warnings(), atomic_path(path) as temporary:
-        warnings.filterwarnings("ignore", "Glyph")       # a script for which matplotlib's font has no letters
+        for about in ({"module": "PIL"}, {"message": "Glyph"}):    # a script for which the font has no letters
+            warnings.filterwarnings("ignore", **about)
+        shown = [] if without else [*islice(_some_pictures(found, count, seed), count)]
         _draw_pictures(figure, found, shown) if shown else _draw_counts(figure, found)
         figure.savefig(temporary, format="png", facecolor="white")
     return Path(path)

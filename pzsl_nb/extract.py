@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice, starmap
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ def _recall(path: Path) -> tuple[Tensor, dict[int, str]] | None:
     if not path.exists(): return None
     try:
         with safe_open(path, framework="pt") as file: features, told = file.get_tensor("features"), file.metadata()
-        if content_hash(features, told["broken"]) != told["hash"]: raise ValueError("its content does not match its hash")
+        if content_hash(features, told["broken"]) != told["hash"]: raise ValueError("it does not match its hash")
         return features, {int(row): reason for row, reason in json.loads(told["broken"]).items()}
     except (SafetensorError, ValueError, OSError, LookupError, TypeError) as error:
         warnings.warn(f"{path}: this cache file is damaged ({error}); its features are made again", stacklevel=3)
@@ -54,12 +54,10 @@ def cached(
     "The features under a key: read where they are sound, else made and kept."
     if cache_dir is None: return make()
     path = Path(cache_dir) / f"{key}.safetensors"
-    if (found := _recall(path)) is not None: return found[0]
-    features = make().contiguous()
-    _save(path, features, {})
-    return features
+    if (found := _recall(path)) is None: _save(path, *(found := (make().contiguous(), {})))
+    return found[0]
 
-# %% ../nbs/21_extract.ipynb #21-010
+# %% ../nbs/21_extract.ipynb #21-009
 def label_key(
     encoder: Encoder,
     names: Sequence,                       # C classes, each a name or a list of phrases
@@ -81,7 +79,7 @@ def extract_label_features(
     key = label_key(encoder, names, templates) if cache_dir is not None else ""
     return cached(cache_dir, key, lambda: label_features(encoder, names, templates))
 
-# %% ../nbs/21_extract.ipynb #21-012
+# %% ../nbs/21_extract.ipynb #21-011
 @functools.cache
 def _formats() -> list[str]:
     "The formats that Pillow decodes by itself: all but EPS, which is a program and needs an interpreter."
@@ -109,7 +107,7 @@ def _decoded(image: Any) -> Image.Image:
     image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
 
-# %% ../nbs/21_extract.ipynb #21-013
+# %% ../nbs/21_extract.ipynb #21-012
 def open_picture(
     image: Any,         # a path, a PIL image, or (H, W, 3) uint8
 ) -> Image.Image:
@@ -135,9 +133,8 @@ def try_picture(
         return use(open_picture(image))
     except (PZSLError, OSError) as error: return str(error).removeprefix(f"{image}: ")
 
-# %% ../nbs/21_extract.ipynb #21-018
+# %% ../nbs/21_extract.ipynb #21-016
 def _in_memory(images: Sequence) -> bool: return isinstance(images, np.ndarray) and images.dtype.kind != "U"
-
 
 def _are_files(images: Sequence) -> bool:
     "Whether the pictures are paths; the first one stands for all."
@@ -158,7 +155,7 @@ def _check_images(images: Sequence) -> None:
             raise PZSLError(f"images: number {wrong[0]} is a {type(images[wrong[0]]).__name__}; give paths, or PIL "
                             "images, or one uint8 array (n, H, W, 3)")
 
-# %% ../nbs/21_extract.ipynb #21-019
+# %% ../nbs/21_extract.ipynb #21-017
 def _stamp(path: str) -> str:
     "Size, time and permissions of a file, as the file system has them."
     try: facts = os.stat(path)
@@ -183,7 +180,7 @@ def image_key(
     for part in parts: digest.update(os.fsencode(part))
     return digest.hexdigest()
 
-# %% ../nbs/21_extract.ipynb #21-024
+# %% ../nbs/21_extract.ipynb #21-022
 def in_order(
     make: Callable,              # of one item; called by several threads at once
     items: Iterable,             # taken as they are needed
@@ -206,7 +203,7 @@ def in_order(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)       # the ones of PyTorch, which each worker has set to 1 for itself
 
-# %% ../nbs/21_extract.ipynb #21-028
+# %% ../nbs/21_extract.ipynb #21-026
 @dataclass(frozen=True)
 class _Job:
     "What is to be made, and how."
@@ -217,6 +214,13 @@ class _Job:
     batch_size: int     # pictures at once
     workers: int | None  # decoding threads
     progress: bool      # show a bar
+
+    def __post_init__(self):
+        if self.on_error not in ("raise", "skip"):
+            raise PZSLError(f"on_error: {self.on_error!r} is unknown; use 'raise' or 'skip'")
+        if self.dtype not in (torch.float16, torch.float32):
+            raise PZSLError(f"dtype: {self.dtype} cannot be kept; use torch.float16 or torch.float32")
+        if self.batch_size < 1: raise PZSLError(f"batch_size: {self.batch_size} is too small; use 1 or more")
 
     def told(self, broken: dict[int, str]) -> dict[int, str]:
         "What is wrong with pictures, with their paths where they have some."
@@ -230,50 +234,44 @@ class _Job:
             raise PZSLError(f"image {row}: {self.told(broken)[row]}; replace it, take it off the list, or go on "
                             "without such pictures (on_error='skip')")
 
-    def batch(self, pictures: Sequence[Tensor | str], blank: Tensor) -> Tensor:
-        "Features (b, d) of pictures that are prepared, or are broken and then count as blank ones."
-        filled = [blank if isinstance(one, str) else one for one in pictures] + [blank] * (-len(pictures) % 16)
-        return self.encoder.encode_images(torch.stack(filled))[:len(pictures)]
-
-# %% ../nbs/21_extract.ipynb #21-029
+# %% ../nbs/21_extract.ipynb #21-027
 @patch_to(_Job)
-def encoded(self, shards: Sequence[tuple[int, int]]) -> Iterator[tuple[Tensor, dict[int, str]]]:
+def encoded(self, shards: Sequence[range]) -> Iterator[tuple[Tensor, dict[int, str]]]:
     "Features of each shard in turn, zero where a picture is broken, and what is wrong with those."
     preprocess = self.encoder.preprocess
     blank = torch.zeros_like(preprocess(Image.new("RGB", (64, 64))))
     pictures = in_order(functools.partial(try_picture, preprocess, self.images),
-                        chain.from_iterable(starmap(range, shards)), self.workers, self.batch_size + 32)
-    total = sum(stop - start for start, stop in shards)
-    with contextlib.closing(pictures), tqdm(total=total, desc="features", unit="picture",
-                                            disable=not self.progress) as bar:
-        for start, stop in shards:
+                        chain.from_iterable(shards), self.workers, self.batch_size + 32)
+    bar = tqdm(total=sum(map(len, shards)), desc="features", unit="picture", disable=not self.progress)
+    with contextlib.closing(pictures), bar:
+        for shard in shards:
             features, broken = [], {}
-            for first in range(start, stop, self.batch_size):
-                some = [*islice(pictures, min(self.batch_size, stop - first))]
-                broken |= {first + i: one for i, one in enumerate(some) if isinstance(one, str)}
-                features.append(self.batch(some, blank))
+            for first in range(0, len(shard), self.batch_size):
+                rows = shard[first:first + self.batch_size]
+                some = [*islice(pictures, len(rows))]
+                broken |= {row: one for row, one in zip(rows, some) if isinstance(one, str)}
+                pixels = [blank if isinstance(one, str) else one for one in some] + [blank] * (-len(some) % 16)
+                features.append(self.encoder.encode_images(torch.stack(pixels))[:len(some)])
                 bar.update(len(some))
             features = torch.cat(features)
             odd = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
-            broken = {start + i: "the encoder's answer is not finite" for i in odd} | broken
+            broken = {shard[i]: "the encoder's answer is not finite" for i in odd} | broken
             self.refuse(broken)
-            features[[row - start for row in broken]] = 0
+            features[[row - shard.start for row in broken]] = 0
             yield features.to(self.dtype).contiguous(), dict(sorted(broken.items()))
 
-# %% ../nbs/21_extract.ipynb #21-031
+# %% ../nbs/21_extract.ipynb #21-029
 _ROWS = 256   # of a shard
 
 
-def _shards(n: int) -> list[tuple[int, int]]:
-    "First row and end of every shard."
-    return [(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
+def _shards(n: int) -> list[range]: return [range(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
 
 
-def _shard_file(folder: Path, shard: tuple[int, int]) -> Path: return folder / f"shard-{shard[0]:09d}.safetensors"
+def _shard_file(folder: Path, shard: range) -> Path: return folder / f"shard-{shard.start:09d}.safetensors"
 
 
 @patch_to(_Job)
-def fill(self, folder: Path, shards: Sequence[tuple[int, int]]) -> None:
+def fill(self, folder: Path, shards: Sequence[range]) -> None:
     "Make those of these shards that are missing."
     missing = []
     for shard in shards:
@@ -282,7 +280,7 @@ def fill(self, folder: Path, shards: Sequence[tuple[int, int]]) -> None:
     with contextlib.closing(self.encoded(missing)) as made:
         for shard, (features, broken) in zip(missing, made): _save(_shard_file(folder, shard), features, broken)
 
-# %% ../nbs/21_extract.ipynb #21-033
+# %% ../nbs/21_extract.ipynb #21-031
 def _pieces(path: Path) -> list:
     "Length of a file, and hashes of 64 pieces spread evenly over it; of all of it where it is small."
     length, count, size = path.stat().st_size, 64, 65536
@@ -293,7 +291,7 @@ def _pieces(path: Path) -> list:
 
 @patch_to(_Job)
 def join(self, folder: Path) -> None:
-    "One file out of all shards, then `store.json`, which makes it valid; everything else in the folder is removed."
+    "One file out of all shards, then `store.json`, which makes it valid."
     n, broken = len(self.images), {}
     with atomic_path(folder / "features.npy") as path, open(path, "wb") as file:
         for shard in _shards(n):
@@ -302,15 +300,13 @@ def join(self, folder: Path) -> None:
                                 "machines work together give a cache_dir that all of them see")
             rows, wrong = found[0].numpy(), found[1]
             head = {"descr": rows.dtype.str, "fortran_order": False, "shape": (n, rows.shape[1])}
-            if shard[0] == 0: np.lib.format.write_array_header_1_0(file, head)
+            if shard.start == 0: np.lib.format.write_array_header_1_0(file, head)
             file.write(rows.tobytes())
             broken |= wrong
     write_json(folder / "store.json", {"encoder": self.encoder.name, "broken": broken,
                                        "pieces": _pieces(folder / "features.npy")})
-    for file in folder.iterdir():
-        if file.name not in ("features.npy", "store.json", "lock"): file.unlink()
 
-# %% ../nbs/21_extract.ipynb #21-035
+# %% ../nbs/21_extract.ipynb #21-033
 def open_store(
     folder: str | Path,  # one that extract_features has finished: cache_dir / image_key(...)
 ) -> tuple[Tensor, dict[int, str]]:  # (n, d); row -> what is wrong with its picture
@@ -325,20 +321,23 @@ def open_store(
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(rows), {int(row): str(reason) for row, reason in told["broken"].items()}
     except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise PZSLError(f"{folder}: this store of features is damaged ({error}); remove it, and extract again") from error
+        raise PZSLError(f"{folder}: store of features is damaged ({error}); remove it and extract again") from error
 
 
 def _sound(folder: Path) -> bool:
-    "Whether there is a complete and sound store; a damaged one is announced and made invalid."
+    "Whether there is a complete and sound store, of which all else is removed; a damaged one is announced."
     if not (folder / "store.json").exists(): return False
     try: open_store(folder)
     except PZSLError as error:
         warnings.warn(f"{error}; this is done now", stacklevel=2)
         (folder / "store.json").unlink()
         return False
+    with contextlib.suppress(OSError):       # a store that others share may be one for reading only
+        for file in folder.iterdir():
+            if file.name not in ("features.npy", "store.json", "lock"): file.unlink(missing_ok=True)
     return True
 
-# %% ../nbs/21_extract.ipynb #21-037
+# %% ../nbs/21_extract.ipynb #21-035
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     "Hold a store for this run; wait for another run that holds it."
@@ -356,27 +355,37 @@ def _locked(folder: Path) -> Iterator[None]:
 @patch_to(_Job)
 def in_store(self, folder: Path, group: Processes) -> tuple[Tensor, dict[int, str]]:
     "The features, read where they are kept, else made by all processes of the group, kept and read."
-    def there(): return group.agree(group.first and _sound(folder))
+    there = lambda: group.agree(group.first and _sound(folder))
     try:
         if not there():
             with _locked(folder) if group.first else contextlib.nullcontext():
-                if not there():          # nor has another run made it while this one waited
+                if not there():          # nor has another run, for which this one waited, made it
                     self.fill(folder, _shards(len(self.images))[group.rank::group.count])
                     group.wait()
                     if group.first: self.join(folder)
-                    group.wait()
+                    there()              # and so the shards are removed
         return open_store(folder)
     except (OSError, SafetensorError) as error:
-        raise PZSLError(f"{folder}: features cannot be kept there ({error}); free some space, or give another "
-                        "cache_dir; what is done so far is kept") from error
+        raise PZSLError(f"{folder}: features cannot be kept there ({error}); use another cache_dir") from error
 
-# %% ../nbs/21_extract.ipynb #21-039
+# %% ../nbs/21_extract.ipynb #21-037
 class Extracted(NamedTuple):
     "Features of pictures, and what is wrong with those that have none."
     features: Tensor        # (n, d) unit length; rows of broken pictures are zero; mapped from disk where cached
     broken: dict[int, str]  # row -> path and reason
 
 
+@patch_to(_Job)
+def made(self, cache_dir: str | Path | None, group: Processes) -> tuple[Tensor, dict[int, str]]:
+    "The features and what is wrong, from the cache where there is one."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")      # on small blemishes, picture by picture
+        if cache_dir is not None:
+            return self.in_store(Path(cache_dir) / image_key(self.encoder, self.images, self.dtype), group)
+        features, broken = zip(*self.encoded(_shards(len(self.images))))
+        return torch.cat(features), dict(chain.from_iterable(some.items() for some in broken))
+
+# %% ../nbs/21_extract.ipynb #21-038
 def extract_features(
     encoder: Encoder,
     images: Sequence,                     # n paths, PIL images, or one uint8 array (n, H, W, 3); may be lazy
@@ -391,17 +400,9 @@ def extract_features(
     "Features of pictures in their order: read where they are kept, else made, going on where an earlier run ended."
     _check_images(images)
     if batch_size is None: batch_size = 64 if encoder.device.type == "cpu" else 256
-    for name, value, sound in (("on_error", on_error, on_error in ("raise", "skip")), ("batch_size", batch_size,
-                               batch_size >= 1), ("dtype", dtype, dtype in (torch.float16, torch.float32))):
-        if not sound: raise PZSLError(f"{name}: {value!r} cannot be used; take what the documentation of {name} names")
     group = processes(encoder.device.type)
     job = _Job(encoder, images, dtype, on_error, batch_size, workers, progress and group.first)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")      # on small blemishes, picture by picture
-        if cache_dir is None:
-            parts, wrong = zip(*job.encoded(_shards(len(images))))
-            features, broken = torch.cat(parts), dict(chain.from_iterable(some.items() for some in wrong))
-        else: features, broken = job.in_store(Path(cache_dir) / image_key(encoder, images, dtype), group)
+    features, broken = job.made(cache_dir, group)
     job.refuse(broken)
     broken = job.told(broken)
     if broken and group.first:

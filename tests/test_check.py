@@ -144,12 +144,11 @@ def test_names_that_would_upset_a_terminal(tmp_path):
     text.encode("utf-8")
 
 
-def test_odd_and_small_pictures(tmp_path):
+def test_sizes_of_pictures(tmp_path):
     shapes = {"wide": (160, 40), "tiny": (31, 40), "tall": (40, 170), "usual": (40, 40), "again": (40, 40)}
     for name, size in shapes.items(): Image.effect_noise(size, 20).save(tmp_path/f"{name}.png")
     sizes = look(of_files([str(tmp_path/f"{name}.png") for name in shapes])).sizes
-    assert (sizes["small"], sizes["odd"]) == (1, 2)
-    assert (sizes["smallest"], sizes["largest"]) == ([31, 40], [40, 170])
+    assert sizes == {"smallest": [31, 40], "largest": [40, 170]}
 
 
 # Sets and classes
@@ -194,12 +193,11 @@ def test_inseparable_labels_are_what_loops_find(seed):
     found = look(pictures(range(150), (), sets, names=names)).inseparable
     share = lambda a, b: sum({a, b} <= s for s in sets)/max(1, sum(a in s for s in sets))
     told = {(p["label"], p["companion"]) for p in found["pairs"]}
-    assert not any(p["mutual"] and (p["companion"], p["label"]) in told for p in found["pairs"]), "listed twice"
     assert ("g", "h") in told or not 10 <= sum(6 in s for s in sets) < 75
     for p in found["pairs"]:
         a, b = names.index(p["label"]), names.index(p["companion"])
         assert share(a, b) == pytest.approx(p["share"]) and p["share"] >= .95
-        assert p["sets"] == sum(a in s for s in sets) and (not p["mutual"] or share(b, a) >= .95)
+        assert p["sets"] == sum(a in s for s in sets)
     assert ((names[leader], "i") in told) == (share(leader, 8) >= .95)
 
 

@@ -77,7 +77,7 @@ def answer(done):
 
 
 def batches(n, batch_size=64):
-    return sum(-(-(stop - start) // batch_size) for start, stop in extract._shards(n))
+    return sum(-(-len(shard) // batch_size) for shard in extract._shards(n))
 
 
 # killed
@@ -190,7 +190,7 @@ extract_features(encoder, Path(files).read_text().splitlines(), cache, progress=
 def launched(tmp_path_factory, pictures):
     "Its folder, and TOGETHER in two processes as a user would start it: on pictures, then on files, one broken."
     folder = tmp_path_factory.mktemp("together")
-    np.save(folder / "pictures.npy", pictures)
+    np.save(folder / "pictures.npy", pictures[:400])
     files = [folder / f"{i}.png" for i in range(300)]
     for file, picture in zip(files, pictures): Image.fromarray(picture).save(file)
     files[290].write_bytes(b"nothing")
@@ -206,14 +206,14 @@ def launched(tmp_path_factory, pictures):
 def test_two_processes_give_the_bits_of_one(encoder, pictures, launched):
     "They have one thread each, and this one has two; all 32 bits of every number."
     folder, done = launched
-    assert done.stdout.count("2 700 0;") == 2, done.stderr[-3000:]
+    assert done.stdout.count("2 400 0;") == 2, done.stderr[-3000:]
     made = [(folder / f"log-{rank}").read_text().split() for rank in (0, 1)]
-    assert made[0][:2] == ["0", "512"] and made[1][:1] == ["256"]
+    assert made[0][:2] == ["0", "0"] and made[1][:1] == ["256"]
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    alone = extract_features(encoder, pictures, dtype=torch.float32, progress=False).features
+    alone = extract_features(encoder, pictures[:400], dtype=torch.float32, progress=False).features
     torch.set_num_threads(before)
-    together = extract_features(encoder, pictures, folder / "cache", dtype=torch.float32, progress=False).features
+    together = extract_features(encoder, pictures[:400], folder / "cache", dtype=torch.float32, progress=False).features
     assert torch.equal(together, alone) and len(list((folder / "cache").glob("*/store.json"))) == 1
 
 
@@ -448,6 +448,15 @@ def test_a_finished_store_is_opened_by_itself(encoder, pictures, reference, tmp_
     with pytest.raises(PZSLError, match="no such file"): open_store(tmp_path)
 
 
+def test_killed_after_the_last_step_but_one(encoder, pictures, reference, tmp_path):
+    "The store is complete and its shards are still there: they go with the next look."
+    extract_features(encoder, pictures, tmp_path, progress=False)
+    store, = tmp_path.iterdir()
+    for name in ("shard-000000000.safetensors", ".features.0123.npy"): (store / name).write_bytes(b"left behind")
+    assert torch.equal(extract_features(encoder, pictures, tmp_path, progress=False).features, reference)
+    assert {file.name for file in store.iterdir()} == {"features.npy", "store.json", "lock"}
+
+
 def test_a_store_that_may_only_be_read(encoder, pictures, reference, tmp_path, monkeypatch):
     "A cache that others share needs no lock and no permission to write."
     extract_features(encoder, pictures, tmp_path, progress=False)
@@ -518,10 +527,10 @@ print(json.dumps([max(middle), max(peak)]))
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory of processes is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
-    "600 pictures, 2 GB when decoded and 360 MB when prepared; what two fifths of them need is enough for all."
+    "320 pictures, 1.1 GB when decoded and 190 MB when prepared; what two fifths of them need is enough for all."
     noise = np.random.default_rng(0).integers(0, 255, (17, 25, 3), dtype=np.uint8)
     for i in range(4): Image.fromarray(noise + np.uint8(i)).resize((1250, 900)).save(tmp_path / f"{i}.jpg")
-    early, late = answer(run(HUNGRY, tmp_path, 600, OMP_NUM_THREADS="1"))
+    early, late = answer(run(HUNGRY, tmp_path, 320, OMP_NUM_THREADS="1"))
     assert late < early + 160, (early, late)
 
 
@@ -534,7 +543,7 @@ def test_photographs_through_a_large_encoder(tmp_path):
     torch.save(open_clip.create_model("ViT-B-32").state_dict(), tmp_path / "weights.pt")
     large = load_encoder("ViT-B-32", "openai", device="cpu", weights=tmp_path / "weights.pt")
     (tmp_path / "broken.JPEG").write_bytes(files[0].read_bytes()[:5000])
-    files = [*files[::4], tmp_path / "broken.JPEG"]
+    files = [*files[::8], tmp_path / "broken.JPEG"]
     n = len(files) - 1
     with pytest.warns(UserWarning, match=f"1 of {n + 1} pictures are broken .*broken.JPEG"):
         features, broken = extract_features(large, files, tmp_path / "c", on_error="skip", workers=2, progress=False)
