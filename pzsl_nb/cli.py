@@ -123,7 +123,7 @@ OnError = Annotated[str, Option("--on-error", metavar="raise|skip", help=
     "A picture that cannot be read stops the command, or is reported and left out.")]
 Cache = Annotated[Optional[Path], Option("--cache", metavar="DIR", help=
     "Where features of pictures are kept. Without it: $PZSL_CACHE, else ~/.cache/pzsl_nb.")]
-Workers = Annotated[Optional[int], Option("--workers", help="Processes that decode pictures.")]
+Workers = Annotated[Optional[int], Option("--workers", help="Threads that decode pictures.")]
 Download = Annotated[bool, Option("--download", help="Fetch a known data set, where its publisher allows it.")]
 Fresh = Annotated[bool, Option("--fresh", help="Read all files anew, even if they seem unchanged since the last time.")]
 Settings = Annotated[Optional[list[str]], Option("--set", metavar="KEY=VALUE", help=

@@ -48,7 +48,7 @@ class Reading:
     cache_dir: str | Path | None = None  # where features are kept; None keeps nothing
     download: bool = False            # fetch known data sets where their publisher allows it
     allow_outside: bool = False       # let a CSV name pictures outside its folder
-    workers: int | None = None        # decoding processes; None: as many as are of use
+    workers: int | None = None        # decoding threads; None: as many as are of use
     device: str = "auto"              # of the encoder
     progress: bool = True             # show bars
     fresh: bool = False               # read everything anew, although it is remembered
