@@ -247,7 +247,7 @@ def test_broken_archive(pzsl, birds, tmp_path, kind):
 
 BAD_WORDS = {  # command: exit code, what the line has to say
     "run --data nowhere.npz": (1, ["nowhere.npz", "no such file", "check the path"]),
-    "run --data shepes": (1, ["'shepes'", "shapes", ".npz"]),
+    "run --data shepes": (1, ["'shepes'", "shapes", "npz"]),
     "run --data birds.npz --candidates unifrm:0.3": (1, ["'unifrm:0.3'", "uniform:q"]),
     "run --data birds.npz --candidates uniform:x": (1, ["'uniform:x'", "not a number", "uniform:0.3"]),
     "run --data birds.npz --candidates uniform:1.5": (1, ["uniform:1.5"]),
