@@ -187,7 +187,7 @@ def test_links_in_folders(album, tmp_path_factory):
     (root / "another dog").symlink_to(root / "dog")                 # read where it lies
     got = read_folder(root)
     assert len(got.train) + len(got.test) == 7 and got.class_names == ("cat", "dog")
-    for link, target in ((root / "bird", elsewhere), (elsewhere / "loop", elsewhere), (elsewhere / "up", root.parent)):
+    for link, target in ((root / "bird", elsewhere), (elsewhere / "loop", elsewhere), (elsewhere / "up", root)):
         link.symlink_to(target)
     refuses("'bird': a link that leads out of its folder", read_folder, root)
     assert "bird" in read_folder(root, allow_outside=True).class_names
