@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'Outcome', 'fit_task', 'measure', 'run_name',
-           'reading', 'run_experiment', 'read_run', 'read_beliefs', 'results_table', 'run_grid', 'run_ablation']
+           'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_images', 'results_table', 'run_grid',
+           'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-003
 import csv, dataclasses, difflib, json, math, re, shutil, time
@@ -264,7 +265,7 @@ def run_name(
     return re.sub(r"[^\w.=-]+", "-", f"{data}-{rule}-{config.method}-{config.seed}")
 
 
-RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkpoint.safetensors", "images.txt",
+RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkpoint.safetensors", "images.jsonl",
              "figures")
 
 
@@ -360,8 +361,8 @@ def _write(outcome: Outcome) -> None:
         np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),
                             weights=est.beliefs_.numpy(), n_classes=np.int64(sets.n_classes))
     if outcome.task.image_ids is not None:
-        with atomic_path(out/"images.txt") as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(f"{name}\n" for name in outcome.task.image_ids)
+        with atomic_path(out/"images.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(name) + "\n" for name in outcome.task.image_ids)   # a name may hold anything
     write_json(out/"result.json", outcome.result)
 
 # %% ../nbs/50_experiment.ipynb #50-022
@@ -385,6 +386,19 @@ def read_beliefs(
     arrays = read_npz(Path(folder)/"beliefs.npz", ["indptr", "indices", "weights", "n_classes"])
     sets = CandidateSets(arrays["indptr"], arrays["indices"], arrays["n_classes"].item())
     return sets, torch.as_tensor(arrays["weights"])
+
+
+def read_images(
+    folder: str | Path,  # of a finished run
+    count: int,          # of its training images
+) -> Sequence[str | int]:
+    "Names of a run's training images; their numbers where the data have no names."
+    file = Path(folder)/"images.jsonl"
+    if not file.exists(): return range(count)
+    try: names = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    except ValueError as error: raise PZSLError(f"{file}: is damaged ({error}); run again") from error
+    if len(names) != count: raise PZSLError(f"{file}: has {len(names):,} names for {count:,} images; run again")
+    return names
 
 
 def results_table(

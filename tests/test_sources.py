@@ -108,11 +108,14 @@ def test_second_time_nothing_is_read(photos, tmp_path, reads):
     assert reads == ["folder"]*2
 
 
-@pytest.mark.parametrize("change", ["new picture", "other content", "removed", "classes.csv", "renamed"])
+@pytest.mark.parametrize("change", ["new picture", "other content", "other test picture", "removed", "classes.csv", "renamed"])
 def test_a_change_is_noticed(photos, tmp_path, reads, change):
-    load(photos, tmp_path)
-    some = sorted(photos.glob("*/3.png"))[0]
+    task = load(photos, tmp_path)
+    some = photos/task.image_ids[3]
     if change == "new picture": some.with_name("new.png").write_bytes(some.read_bytes())
+    if change == "other test picture":
+        some = photos/task.test_ids[1]
+        some.write_bytes((photos/task.test_ids[0]).read_bytes())
     if change == "other content": some.write_bytes(sorted(photos.glob("*/4.png"))[-1].read_bytes())
     if change == "removed": some.unlink()
     if change == "classes.csv": (photos/"classes.csv").write_text((photos/"classes.csv").read_text().replace(",0\n", ",1\n", 1))
