@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import PZSLError, listing
-from .loss import row_sum, seen_log_probabilities
+from .loss import Batch, row_sum, seen_log_probabilities
 
 # %% ../nbs/43_baselines.ipynb #43-005
 @dataclass(frozen=True)
@@ -23,16 +23,11 @@ class CandidateNLL:
 
     def __call__(
         self,
-        logits: Tensor,         # (b, C) scaled cosines of the model
-        frozen_logits: Tensor,  # (b, C) not used
-        scale: float,           # not used
-        seen: Tensor,           # (C,) bool
-        weights: Tensor,        # (m,) not used
-        local_row: Tensor,      # (m,) int64, the row of each candidate
-        classes: Tensor,        # (m,) int64, its class
-    ) -> dict[str, Tensor]:     # `loss`, mean over the batch, in nats
+        batch: Batch,
+    ) -> dict[str, Tensor]:  # `loss`, mean over the batch, in nats
         "The loss of a batch, called as the three terms are."
-        log_p = seen_log_probabilities(logits, seen)[local_row, classes]
+        logits, local_row = batch.logits, batch.local_row
+        log_p = seen_log_probabilities(logits, batch.seen)[local_row, batch.classes]
         top = log_p.detach().new_full((len(logits),), -torch.inf).scatter_reduce(0, local_row, log_p.detach(), "amax")
         inside = row_sum((log_p - top[local_row]).exp(), local_row, len(logits))   # a segment log-sum-exp
         return {"loss": -(inside.log() + top).mean()}

@@ -6,7 +6,7 @@
 __all__ = ['as_candidates', 'CLIPPZSL']
 
 # %% ../nbs/42_estimator.ipynb #42-002
-import numbers
+import copy, numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         folds: int = 3,               # rehearsals
         negatives: int = 1024,        # labels beside its candidates that a step compares with; more are sampled
         logit_scale: float = 100.,    # CLIP's scale of cosines
-        objective: Any = None,        # another loss in place of the three terms (see `43_baselines`)
+        objective: Any = None,        # another learning rule in place of the three terms (see `43_baselines`)
+        architecture: Any = None,     # another model: called with label features, seen, logit_scale and attributes
         encoder: Any = None,          # from `load_encoder`: makes label features from names
         random_state: int = 0,        # seed
         device: str = "auto",         # "auto", "cpu", "cuda", "mps"
@@ -115,26 +116,28 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
     return visual_prototypes(x, uniform_prior(sets), sets, torch.zeros(len(classes), x.shape[1]), least=0.)
 
 
-def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor) -> CLIPPZSLModel:
+def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor, attributes: Tensor | None = None) -> Any:
     "An untrained model with the estimator's settings."
+    if est.architecture is not None: return est.architecture(t, seen, est.logit_scale, attributes)
     return CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention,
                          est.cross_attention)
 
 
 def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, unseen: float, seed: int,
-                  share: float = 1.) -> Trainer:
+                  share: float = 1., attributes: Tensor | None = None) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
         torch.manual_seed(seed)
-        model = _make_model(est, t, seen)
+        model = _make_model(est, t, seen, attributes)
     beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum)
-    objective = est.objective or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
+    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
                    seed, est.device, LabelSampler(seen, est.negatives, seed))
 
 
-def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor) -> Choice:
+def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor,
+              attributes: Tensor | None = None) -> Choice:
     "What `choose` finds for every setting that is `auto`."
     from tqdm import tqdm
     fixed = {key: float(value) for key in ("trust", "gamma", "unseen") if (value := getattr(est, key)) != "auto"}
@@ -145,11 +148,12 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
     rounds = est.folds*(len(weights) if (~seen).any() else 1)*est.epochs
     shown = est.progress and processes(est.device).first
     with tqdm(total=rounds, desc="rehearsal", unit="epoch", disable=not shown) as bar:
-        def train(x, sets, t, seen, unseen, seed, share, look):
+        def train(x, sets, t, seen, unseen, seed, share, look, classes):
             def step(trainer):
                 bar.update()
                 return look(trainer.model, trainer.epoch) or {}
-            run(_make_trainer(est, x, sets, t, seen, unseen, seed, share), on_epoch=step, progress=False)
+            part = None if attributes is None else attributes[classes]
+            run(_make_trainer(est, x, sets, t, seen, unseen, seed, share, part), on_epoch=step, progress=False)
         prior = clip_prior(x, t, sets, est.logit_scale)
         found = choose(train, x, sets, t, seen, prior, est.epochs, weights, trusts, est.folds, est._seed())
     return Choice(**{**vars(found), **fixed})
@@ -204,6 +208,7 @@ def fit(
     *,
     class_names: Sequence | None = None, # C names; None: numbers, or the labels that occur
     seen: Any = None,                    # (C,) bool; None: the classes that occur in a set are the seen ones
+    attributes: Any = None,              # (C, a) for an architecture that learns from them
     checkpoint: str | Path | None = None,  # file to keep progress in
     every: int = 5,                      # epochs between checkpoints
     resume: bool = False,                # continue from `checkpoint` where it exists
@@ -213,17 +218,18 @@ def fit(
     "Choose by rehearsal, train on everything, keep what was found."
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
+    attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
     same = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen, self._plain_settings(),
-                        repr(self.objective))
+                        repr(self.objective), repr(self.architecture), attributes)
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
-    choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen)
+    choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, attributes)
     choice = processes(self.device).agree(choice)
-    trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed())
+    trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed(), attributes=attributes)
     trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
                      "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
@@ -298,9 +304,11 @@ def predict_proba(
     check_is_fitted(self, "model_")
     x = _unit_rows(self, X)
     with torch.no_grad():
-        blocks = x.split(rows_at_once(len(self.label_features_)))
-        z = torch.cat([self.model_(part.float(), self.label_features_, self.choice_.trust) for part in blocks])
-    return (z.double() - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
+        model, trust = copy.deepcopy(self.model_).double(), self.choice_.trust   # so that no row feels its neighbours
+        e = model.labels(self.label_features_.double(), trust)
+        blocks = x.split(rows_at_once(len(e)))
+        z = torch.cat([model.score(model.images(part.double(), trust), e, trust) for part in blocks])
+    return (z - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016
 @patch_to(CLIPPZSL)
@@ -331,13 +339,14 @@ def load(
     cls,
     checkpoint: str | Path,  # what `fit(..., checkpoint=...)` wrote
     encoder: Any = None,     # to make label features of new names
+    architecture: Any = None,  # the one it was fitted with, where it is not CLIP-PZSL's
 ) -> CLIPPZSL:
     "A fitted estimator from its file; predicts, and takes new classes."
     tensors, plain = read_checkpoint(checkpoint)
     try: notes, t, seen = plain["notes"], tensors["label_features"], tensors["model.seen"]
     except KeyError as error: raise PZSLError(f"{checkpoint}: has no {error}; train again") from error
-    est = cls(**notes["settings"]).set_params(encoder=encoder)
-    model = _make_model(est, t, seen)
+    est = cls(**notes["settings"]).set_params(encoder=encoder, architecture=architecture)
+    model = _make_model(est, t, seen, tensors.get("model.attributes"))
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
     return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)

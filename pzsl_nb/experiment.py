@@ -231,7 +231,8 @@ def fit_task(
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale, est.prior_temperature)
     watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
-            checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher, fingerprint=task.fingerprint)
+            attributes=task.attributes, checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher,
+            fingerprint=task.fingerprint)
     return est, watcher
 
 

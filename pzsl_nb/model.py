@@ -83,6 +83,17 @@ class CLIPPZSLModel(nn.Module):
         neighbours, prototypes = memory or (None, self.prototypes)
         return self.mining(label_features, prototypes, trust, neighbours)
 
+    def score(
+        self,
+        images: Tensor,     # (b, d) from `images`
+        labels: Tensor,     # (C, d) from `labels`
+        trust: float = 1.,  # not used here; a model that adds scores instead of residuals needs it
+    ) -> Tensor:            # (b, C) logits
+        "Scaled cosines."
+        with torch.autocast(images.device.type, enabled=False):   # logits near 100 need more digits than bfloat16 has
+            kind = torch.promote_types(images.dtype, torch.float32)
+            return self.logit_scale*images.to(kind) @ labels.to(kind).T
+
     def forward(
         self,
         x: Tensor,               # (b, d) unit length
@@ -90,6 +101,4 @@ class CLIPPZSLModel(nn.Module):
         trust: float = 1.,       # 0: frozen CLIP, 1: all that was learned
         memory: tuple[Tensor, Tensor] | None = None,  # what labels look at; None: all labels and prototypes
     ) -> Tensor:                 # (b, C) logits
-        image, label = self.images(x, trust), self.labels(label_features, trust, memory)
-        with torch.autocast(x.device.type, enabled=False):   # logits near 100 need more digits than bfloat16 has
-            return self.logit_scale*image.float() @ label.float().T
+        return self.score(self.images(x, trust), self.labels(label_features, trust, memory), trust)

@@ -132,7 +132,7 @@ TRUSTS = (0., .25, .5, .75, 1.)
 
 @torch.no_grad()
 def score_rows(
-    model: Any,              # has `images`, `labels` and `logit_scale`
+    model: Any,              # has `images`, `labels`, `score` and `prototypes`
     x: Tensor,               # (n, d) image features
     label_features: Tensor,  # (C, d)
     seen: Tensor,            # (C,) bool
@@ -141,7 +141,7 @@ def score_rows(
 ) -> TopScores:              # of n rows
     "Best seen and best unseen class of every row; scores exist a block at a time."
     e = model.labels(label_features.to(model.prototypes), trust)
-    def scores(part): return model.logit_scale*model.images(part.to(e), trust) @ e.T
+    def scores(part): return model.score(model.images(part.to(e), trust), e, trust)
     return TopScores.cat(top_scores(scores(part), seen) for part in x.split(block or rows_at_once(len(e))))
 
 
@@ -185,7 +185,7 @@ def _best(tops: dict, checked: CandidateSets, q: float, share_unseen: float) -> 
 
 # %% ../nbs/41_selection.ipynb #41-021
 def choose(
-    train: Callable,         # train(x, sets, label_features, seen, unseen=, seed=, share=, look=) trains one model
+    train: Callable,         # train(x, sets, label_features, seen, unseen=, seed=, share=, look=, classes=)
     x: Tensor,               # (n, d) image features of the training rows
     sets: CandidateSets,     # n candidate sets
     label_features: Tensor,  # (C, d)
@@ -211,7 +211,7 @@ def choose(
         for weight in weights:
             look = _watch(fold, x, label_features, looks, trusts, weight, tops)
             train(x[fold.train.to(x.device)].float(), inside, label_features[fold.classes], fold.seen[fold.classes],
-                  unseen=weight, seed=seed + k, share=len(fold.train)/len(x), look=look)
+                  unseen=weight, seed=seed + k, share=len(fold.train)/len(x), look=look, classes=fold.classes)
     checked = sets.select(torch.cat([fold.check for fold in folds])).to("cpu")
     share = sum(fold.share_unseen*len(fold.check) for fold in folds)/len(checked)
     return _best(tops, checked, q, share)

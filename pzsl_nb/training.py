@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import PZSLError, atomic_path, pick_device, processes, seed_everything
+from .loss import Batch
 
 # %% ../nbs/34_training.ipynb #34-005
 @contextlib.contextmanager
@@ -60,22 +61,31 @@ class Trainer:
         self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
+        if hasattr(loss, "start"): loss.start(self.model, beliefs)
+        if isinstance(loss, nn.Module): loss.to(self.device)
         steps = epochs*max(1, -(-len(x)//batch_size))
         parameters = list(model.parameters())
         self.optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay) if parameters else None
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
-    def _scored(self, x: Tensor, classes: Tensor, step: int) -> tuple[Tensor, ...]:
-        "Logits of the step's labels, what is added to them, frozen logits, which labels are seen, candidates' columns."
+    def _batch(self, rows: Tensor, step: int) -> tuple[Batch, Tensor]:
+        "The batch as the loss sees it, and the model's own scores of the candidates."
+        x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
+        position, local_row, classes = self.beliefs.batch(rows.to(self.device))
         part = self.sampler(classes, step) if self.sampler is not None else None
-        t, seen, memory, correction = self.label_features, self.model.seen, None, 0.
+        t, seen, memory, correction, ids = self.label_features, self.model.seen, None, None, None
         if part is not None:
-            memory = t[part.neighbours], self.model.prototypes[part.prototypes]
-            t, seen, correction, classes = t[part.ids], seen[part.ids], part.correction, part.classes
+            memory, ids = (t[part.neighbours], self.model.prototypes[part.prototypes]), part.ids
+            t, seen, correction, classes = t[ids], seen[ids], part.correction, part.classes
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(x, t, memory=memory)
-        return logits.float(), correction, self.model.logit_scale*x @ t.T, seen, classes
+            images, labels = self.model.images(x), self.model.labels(t, memory=memory)
+        logits = self.model.score(images, labels).float()
+        scores = logits.detach()[local_row, classes]
+        if correction is not None: logits = logits + correction
+        scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
+        return Batch(logits, scale*x @ t.T, scale, seen, self.beliefs.weights[position], local_row, classes, x, images,
+                     labels, rows, position, ids, self.model, epoch, self.epochs), scores
 
     def train_batch(
         self,
@@ -87,18 +97,21 @@ class Trainer:
         terms = {}
         if self.optimiser is not None: self.optimiser.zero_grad()
         if len(rows):
-            x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
-            position, local_row, classes = self.beliefs.batch(rows.to(self.device))
-            logits, correction, frozen, seen, columns = self._scored(x, classes, step)
-            terms = self.loss(logits + correction, frozen, self.model.logit_scale, seen,
-                              self.beliefs.weights[position], local_row, columns)
+            batch, scores = self._batch(rows, step)
+            terms = self.loss(batch)
             if terms["loss"].requires_grad: (share*terms["loss"]).backward()
         if self.optimiser is not None:
             self._sum_gradients()
             self.optimiser.step()
             self.schedule.step()
-        if len(rows): self.beliefs.update(position, local_row, logits.detach()[local_row, columns])
+        if len(rows): self._move_beliefs(batch, scores)
         return {name: value.detach() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def _move_beliefs(self, batch: Batch, scores: Tensor) -> None:
+        "Toward the model's opinion, or to what the learning rule says."
+        if hasattr(self.loss, "opinion"): self.beliefs.weights[batch.position] = self.loss.opinion(batch)
+        else: self.beliefs.update(batch.position, batch.local_row, scores)
 
     def _sum_gradients(self) -> None:
         "Add up the gradients of all processes, in one message."
@@ -130,6 +143,7 @@ class Trainer:
                 total[name] = total.get(name, 0) + value*len(rows)
         self.model.eval()
         total = self._exchange(mine, total)
+        if hasattr(self.loss, "after_epoch"): self.loss.after_epoch(self.beliefs, self.epoch)
         row = {"epoch": self.epoch} | {name: float(value)/len(self.x) for name, value in total.items()}
         if not torch.isfinite(torch.tensor(row["loss"])):
             raise PZSLError(f"training: the loss is {row['loss']} in epoch {self.epoch}; lower the learning rate (lr)")
@@ -172,6 +186,8 @@ def save_checkpoint(
     "Write everything that continuing needs."
     from safetensors.torch import save_file
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    if isinstance(trainer.loss, nn.Module):
+        tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
     tensors |= {"beliefs": trainer.beliefs.weights, "random": trainer.generator.get_state(),
                 "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
@@ -214,6 +230,7 @@ def load_checkpoint(
         raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of "
                         "epochs; resume with the settings of that run")
     trainer.model.load_state_dict(weights)
+    if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
     trainer.beliefs.weights = tensors["beliefs"].to(trainer.device)
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]

@@ -15,7 +15,7 @@ from pzsl_nb.task import CandidateSets
 from small_world import World
 
 
-def frozen(x, sets, label_features, seen, unseen, seed, share, look):
+def frozen(x, sets, label_features, seen, unseen, seed, share, look, classes):
     "Stands for a training: a fresh model, looked at halfway and at the end."
     torch.manual_seed(seed)
     model = CLIPPZSLModel(label_features, seen, 20., inner=8)
@@ -113,12 +113,12 @@ def test_names_of_real_unseen_classes_change_no_choice():
 
 def test_what_a_rehearsal_is_given():
     w, calls = World(9, 3), []
-    def train(x, sets, label_features, seen, unseen, seed, share, look):
+    def train(x, sets, label_features, seen, unseen, seed, share, look, classes):
         calls.append((unseen, seed))
         assert len(x) == len(sets) < len(w.x) and label_features.shape == (9, 16) and int((~seen).sum()) == 2
         assert seen[sets.indices].all() and share == len(x)/len(w.x)
         assert torch.equal(label_features, w.t[:9])   # in order, and no name of a real unseen class
-        frozen(x, sets, label_features, seen, unseen, seed, share, look)
+        frozen(x, sets, label_features, seen, unseen, seed, share, look, classes)
     chosen(w, train, seed=5)
     assert calls == [(0., 5), (3., 5), (0., 6), (3., 6), (0., 7), (3., 7)]
 

@@ -38,9 +38,9 @@ def same(a, b):
 
 class Rows(PartialZeroShotLoss):
     "Notes how many rows each batch has."
-    def __call__(self, logits, *more):
-        sizes.append(len(logits))
-        return super().__call__(logits, *more)
+    def __call__(self, batch):
+        sizes.append(len(batch.logits))
+        return super().__call__(batch)
 
 
 sizes = []
@@ -85,9 +85,9 @@ def test_features_in_a_memory_map(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_training(tmp_path):
     class Broken(PartialZeroShotLoss):
-        def __call__(self, *args):
+        def __call__(self, batch):
             factor = torch.nan if made.epoch == 2 else 1.
-            return {name: value*factor for name, value in super().__call__(*args).items()}
+            return {name: value*factor for name, value in super().__call__(batch).items()}
     made = trainer(loss=Broken())
     with pytest.raises(PZSLError, match="nan in epoch 2; lower the learning rate"):
         run(made, checkpoint=tmp_path/"c.safetensors", every=1, progress=False)
