@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Candidates', 'Seed', 'Device', 'Encoder', 'Descriptions', 'MinVotes', 'OnError', 'Cache', 'Workers',
            'Download', 'Fresh', 'Settings', 'Resume', 'Force', 'Debug', 'Run', 'Table', 'main', 'results_text',
-           'ablation_text', 'run_command', 'check', 'extract', 'labels', 'predict', 'ablate', 'pretrain']
+           'ablation_text', 'run_command', 'check', 'extract', 'labels', 'predict', 'ablate', 'compare', 'pretrain']
 
 # %% ../nbs/60_cli.ipynb #60-003
 import contextlib, csv, os, shlex, sys, warnings
@@ -52,7 +52,7 @@ def _pzsl(
 
 # %% ../nbs/60_cli.ipynb #60-008
 _UsageError = typer.BadParameter.__base__   # click's own; recent versions of typer bring their own click
-_RESUMABLE = ("run", "ablate")
+_RESUMABLE = {"run": " --resume", "ablate": " --resume", "compare": ""}   # and by which word; compare always resumes
 
 
 class _Complete(Exception):
@@ -68,7 +68,8 @@ def _stopped(arguments: Sequence[str]) -> None:
     "After Ctrl-C: the command that goes on where this one stopped."
     words = [word for word in arguments if word not in ("--force", "--resume")]
     name = f"pzsl {arguments[0]}" if arguments else "pzsl"
-    if words and words[0] in _RESUMABLE: _one_line(name, f"stopped; go on with: pzsl {shlex.join(words)} --resume")
+    more = _RESUMABLE.get(words[0]) if words else None
+    if more is not None: _one_line(name, f"stopped; go on with: pzsl {shlex.join(words)}{more}")
     else: _one_line(name, "stopped; nothing was written")
 
 # %% ../nbs/60_cli.ipynb #60-009
@@ -488,10 +489,11 @@ def predict(
     seen and unseen, and those that are added with --classes.
     """
     import numpy as np
+    from pzsl_nb.methods import method_settings
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import read_run
     config, _ = read_run(run)
-    est = CLIPPZSL.load(run/"checkpoint.safetensors")
+    est = CLIPPZSL.load(run/"checkpoint.safetensors", architecture=method_settings(config.method).get("architecture"))
     find = lambda: _encoder_of(config, encoder, est.n_features_in_)
     if classes is not None:
         est.encoder = find()
@@ -553,6 +555,74 @@ def ablate(
           f"{out/'rows.jsonl'}, {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061
+def _prepare_comparison(out: Path, force: bool) -> None:
+    "Refuse a folder that is not to be touched; begin anew with `force`."
+    tables = (f"table.{ending}" for ending in ("txt", "md", "csv", "tex", "html"))
+    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", *tables}
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
+        raise PZSLError(f"{out}: is not the folder of a comparison, or holds other files; choose another with --out")
+    for name in ours - {"figures"} if force else (): (out/name).unlink(missing_ok=True)   # figures are drawn over
+
+
+def _tell_comparison(rows: Sequence[dict[str, Any]], failed: Sequence["Config"], out: Path) -> None:
+    "Print the overall table, what failed, and where everything lies."
+    from pzsl_nb.compare import overall_text, report
+    from pzsl_nb.experiment import run_name
+    if rows:
+        notes = report(rows, out)
+        shown = overall_text(rows).reset_index()
+        print("\n" + _columns([[*shown.columns], *shown.values.tolist()]))
+        for note in notes: _one_line("note", note)
+        print(f"\nIn percent; what the columns mean is told in {out/'table.txt'}. Rows: {out/'results.jsonl'}. Tables: "
+              f"{out/'table'}.txt, .md, .csv, .tex, .html. Figures: {out/'figures'}")
+    if failed:
+        names = listing(map(run_name, failed), 3)
+        _one_line("pzsl", f"{len(failed)} of {len(rows) + len(failed)} runs failed ({names}); {out/'errors.jsonl'} "
+                          "says why, and the same command tries them again")
+        raise typer.Exit(1)
+
+# %% ../nbs/60_cli.ipynb #60-062
+@app.command()
+def compare(
+    file: Annotated[Optional[Path], typer.Argument(metavar="FILE.yaml", show_default=False, help=
+        "The same in a file, with keys data, candidates, methods, seeds, set; options override it.")] = None,
+    data: Annotated[Optional[list[str]], Option("--data", metavar="KIND:PATH", help=
+        "Data to compare on, as often as you like; see pzsl run --help. Without it: shapes.")] = None,
+    candidates: Annotated[Optional[list[str]], Option("--candidates", metavar="RULE:ARGS", help=
+        "Rules by which candidate sets are drawn, as often as you like; 'given' stands for the sets that data bring. "
+        "Without it: those sets, else uniform:0.3.")] = None,
+    methods: Annotated[Optional[str], Option("--methods", metavar="NAMES", help=
+        "Separated by commas, or all. supervised sees the truth: a bound that is shown and not ranked.")] = None,
+    seeds: Annotated[Optional[int], Option("--seeds", min=1, help=
+        "Repetitions, 0 to SEEDS-1; of data with folds (pll) each is also a fold. Without it: 5.")] = None,
+    out: Annotated[Path, Option("--out", metavar="DIR", help="Folder; what it holds already is not run again.")] =
+        Path("runs/compare"),
+    jobs: Annotated[Optional[int], Option("--jobs", min=1, help=
+        "Runs at a time, each a process with one thread. Without it: one a core, and 1 on a GPU.")] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """See which method works: every method on every data set, under every rule, with several seeds.
+
+    For example: pzsl compare --data npz:cars.npz --data shapes --candidates uniform:0.1 --candidates uniform:0.5
+    --methods zero-shot,cc,clip-pzsl --seeds 5 --out cars
+
+    Writes results.jsonl (a line a run), table.txt, .md, .csv, .tex, .html, and figures/. Ctrl-C writes tables of what
+    is there; the same command goes on where it stopped, whatever stopped it, and only draws again where nothing is
+    missing. A run that fails does not stop the others: it is told at the end and in errors.jsonl, and the exit code
+    is 1.
+    """
+    from pzsl_nb.comparison import Comparison, run_comparison
+    comparison = Comparison.read(file, data=data, candidates=candidates, methods=methods, seeds=seeds, set=settings)
+    pick_device(device)
+    _prepare_comparison(out, force)
+    rows, failed = run_comparison(comparison, out, device=device, jobs=jobs, cache_dir=_cache_dir("", cache))
+    _tell_comparison(rows, failed, out)
+
+# %% ../nbs/60_cli.ipynb #60-065
 @app.command()
 def pretrain(
     out: Annotated[Path, Option("--out", metavar="DIR", help="Folder to make, in open_clip's format.")],
@@ -573,6 +643,6 @@ def pretrain(
     print(f"Final loss {record['final_loss']} after {record['steps']} steps, {record['seconds']:.0f} s. "
           f"Use it as local-dir:{out}")
 
-# %% ../nbs/60_cli.ipynb #60-066
+# %% ../nbs/60_cli.ipynb #60-070
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())   # python -m pzsl_nb.cli, not a notebook

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['RUN_FILES', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'Outcome', 'fit_task', 'measure', 'run_name',
-           'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_images', 'results_table', 'run_grid',
-           'run_ablation']
+           'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_images', 'results_table', 'made_with',
+           'read_grid', 'run_grid', 'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-003
-import csv, dataclasses, difflib, json, math, re, shutil, time
-from collections.abc import Sequence
+import contextlib, csv, dataclasses, difflib, json, math, multiprocessing, os, platform, re, shutil, signal, sys
+import threading, time, traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import numpy as np, torch
+import numpy as np, scipy, sklearn, torch
 from torch import Tensor
 
-from .baselines import METHODS, method_settings
+import pzsl_nb
+from .methods import METHODS, method_settings
 from .core import (PZSLError, atomic_path, listing, peak_memory_mb, pick_device, processes, read_json, read_npz,
                           write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
-                             expected_calibration_error, flips, gzsl_metrics, top_belief)
+                             expected_calibration_error, flips, gzsl_metrics, seen_unseen_curve, top_belief)
 from .sources import Reading, load_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
@@ -197,6 +201,17 @@ def _measures(est: CLIPPZSL, task: Task, trust: float | None = None,
     return gzsl_metrics(top, labels, task.seen, est.choice_.gamma if gamma is None else gamma), top
 
 
+def _compact_curve(top: TopScores | None, task: Task, most: int = 41) -> dict[str, list[float]] | None:
+    "Points of the seen-unseen curve, evenly spread along it, both ends among them; None where one side has no rows."
+    if top is None: return None
+    curve = seen_unseen_curve(top, task.tested[1], task.seen)
+    U, S = curve.U.numpy(), curve.S.numpy()
+    if not np.isfinite(U + S).all(): return None
+    way = np.r_[0, (np.abs(np.diff(U)) + np.abs(np.diff(S))).cumsum()]
+    kept = np.unique(np.r_[0, np.searchsorted(way, np.linspace(0, way[-1], most - 1)[1:]), len(way) - 1])
+    return {"U": U[kept].round(5).tolist(), "S": S[kept].round(5).tolist()}
+
+
 def _about_beliefs(beliefs: Tensor, task: Task) -> dict[str, float]:
     "Disambiguation accuracy and calibration, where the truth is known; mean entropy."
     found = {"entropy": float(belief_entropy(beliefs, task.candidates).mean())}
@@ -252,7 +267,8 @@ def measure(
         row["covering_rate"] = covering_rate(est.top_scores(x, trust).seen_class, sets)
     choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "epochs")}
     row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
-           "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts()}
+           "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts(),
+           "curve": _compact_curve(top, task)}
     return row, {config.method: top, "zero-shot": frozen_top}
 
 # %% ../nbs/50_experiment.ipynb #50-019
@@ -415,36 +431,6 @@ def results_table(
             for name, values in models.items() if values is not None]
 
 # %% ../nbs/50_experiment.ipynb #50-026
-def run_grid(
-    configs: Sequence[Config],
-    path: str | Path | None = None,  # .jsonl to read and to append to; None: nothing is kept
-    *,
-    notes: Sequence[dict[str, Any]] | None = None,  # further keys of each row
-    device: str = "auto",            # "auto", "cpu", "cuda", "mps"
-    progress: bool = True,           # show a bar
-) -> list[dict[str, Any]]:           # one row a configuration, in their order
-    "A result row for every configuration, from the file where it is there, else by running it."
-    from tqdm import tqdm
-    done = {json.dumps([Config.from_dict(row["config"]).plain(), row["notes"]], sort_keys=True): row
-            for row in _read_lines(path)}   # settings that are newer than a row have their defaults
-    rows = []
-    for config, note in zip(tqdm(configs, desc="runs", disable=not progress), notes or [{}]*len(configs)):
-        settings = config.plain()
-        key = json.dumps([settings, note], sort_keys=True)
-        if key not in done:
-            result = run_experiment(config, device=device, supervised=False, progress=False).result
-            done[key] = _without_nan(result | {"config": settings, "notes": note})
-            if path is not None: _append_line(Path(path), done[key])
-        rows.append(done[key])
-    return rows
-
-
-def _without_nan(value: Any) -> Any:
-    "The same with None for NaN, as JSON wants it."
-    if isinstance(value, dict): return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and value != value else value
-
-
 def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
     "The rows of a file of JSON lines; a last line that was cut off is left out."
     if path is None or not Path(path).exists(): return []
@@ -452,7 +438,7 @@ def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try: row = json.loads(line)
         except ValueError as error:
-            if number == len(lines) and line.startswith(b'{"'): break   # cut off in the middle of writing
+            if number == len(lines) and line.startswith(b"{"): break   # cut off in the middle of writing
             raise PZSLError(f"{path}: line {number} is not JSON ({error}); remove it") from error
         if not isinstance(row, dict) or not {"config", "notes"} <= set(row):
             raise PZSLError(f"{path}: line {number} is not the row of a run; choose another file")
@@ -461,11 +447,176 @@ def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
 
 
 def _append_line(path: Path, row: dict[str, Any]) -> None:
-    "One row more; the file is replaced whole, so that a kill never leaves half a line."
-    text = "".join(json.dumps(one) + "\n" for one in [*_read_lines(path), row])
-    with atomic_path(path) as temporary: temporary.write_text(text, encoding="utf-8")
+    "One line more, on the disk when this returns."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        file.write(json.dumps(row).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
-# %% ../nbs/50_experiment.ipynb #50-028
+
+def _mend(path: Path) -> None:
+    "Let the file end with a whole line: half a line goes, a whole one that lacks only its end gets it."
+    content = path.read_bytes() if path.exists() else b""
+    if content == b"" or content.endswith(b"\n"): return
+    begin = content.rfind(b"\n") + 1
+    try: json.loads(content[begin:])
+    except ValueError: os.truncate(path, begin)
+    else: path.write_bytes(content + b"\n")
+
+
+def _without_nan(value: Any) -> Any:
+    "The same with None for NaN, as JSON wants it."
+    if isinstance(value, dict): return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and value != value else value
+
+# %% ../nbs/50_experiment.ipynb #50-029
+def _processor() -> str:
+    "The name of the CPU, as far as the system tells."
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def made_with(
+    device: str = "auto",  # "auto", "cpu", "cuda", "mps"
+) -> dict[str, Any]:
+    "Versions, processor, threads and device of the runs of this process."
+    where = pick_device(device)
+    return {"pzsl_nb": pzsl_nb.__version__, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__,
+            "system": platform.system(), "cpu": _processor(), "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type}
+
+
+def _run_row(config: Config, work: dict[str, Any]) -> dict[str, Any]:
+    "The row of one run, with its configuration and what it was made with."
+    if config.data == "shapes": work = work | {"cache_dir": None}   # made faster than found
+    result = run_experiment(config, supervised=False, progress=False, **work).result
+    return _without_nan(result | {"config": config.plain(), "versions": made_with(work["device"])})
+
+# %% ../nbs/50_experiment.ipynb #50-032
+def _context() -> Any:
+    "Where fresh processes come from: a fork server with this package loaded, else new interpreters."
+    if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pzsl_nb.experiment"])
+    return context
+
+
+def _end_with_parent() -> None:
+    "Leave at once when the parent process is gone."
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(answer: Connection, config: Config, work: dict[str, Any]) -> None:
+    "In a process of its own: run, and send the row, or what went wrong."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the parent, which then ends this one
+    sys.stdout = sys.stderr = open(os.devnull, "w")   # a hundred runs would say each warning a hundred times
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    try: answer.send(_run_row(config, work))
+    except Exception as error:
+        said = str(error) if isinstance(error, PZSLError) else f"{type(error).__name__}: {error}"
+        answer.send({"error": said, "traceback": traceback.format_exc()})
+        raise
+
+
+def _answer(channel: Connection, process: Any) -> dict[str, Any]:
+    "What a process sent; if it ended without a word, how."
+    try: return channel.recv()
+    except EOFError:
+        process.join()
+        return {"error": f"the process of this run ended without a word, with code {process.exitcode} (a negative code "
+                         "is a signal; -9 is often too little memory: take fewer --jobs)", "traceback": ""}
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    "Ctrl-C is heard at the end of the block, and never by processes that are started in it."
+    if not hasattr(signal, "pthread_sigmask"):   # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_processes(orders: Sequence[tuple[str, Config]], jobs: int, work: dict[str, Any]) -> Iterator[tuple[str, dict]]:
+    "Key and row (or error) of every order, as they end; up to `jobs` at a time, each in a fresh process."
+    context, waiting, running = _context(), deque(orders), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                key, config = waiting.popleft()
+                channel, answer = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(answer, config, work), daemon=True)
+                with _ctrl_c_waits(): process.start()
+                answer.close()   # this side's copy; the channel ends with the process
+                running[channel] = key, process
+            for channel in wait(list(running)):
+                key, process = running.pop(channel)
+                row = _answer(channel, process)
+                channel.close()
+                process.join()
+                yield key, row
+    finally:
+        for _, process in running.values(): process.terminate()
+        for _, process in running.values(): process.join()
+
+# %% ../nbs/50_experiment.ipynb #50-033
+def _row_key(config: Config, note: dict[str, Any]) -> str:
+    "What tells a row; settings that are newer than a row in a file have their defaults."
+    return json.dumps([config.plain(), note], sort_keys=True)
+
+
+def _rows_by_key(path: str | Path | None) -> dict[str, dict[str, Any]]:
+    "The rows of a file, to be found by configuration and notes."
+    return {_row_key(Config.from_dict(row["config"]), row["notes"]): row for row in _read_lines(path)}
+
+
+def read_grid(
+    configs: Sequence[Config],
+    path: str | Path,                  # .jsonl that `run_grid` wrote
+) -> list[dict[str, Any] | None]:      # one row a configuration, in their order; None where it is not there yet
+    "The rows that a grid has by now."
+    rows = _rows_by_key(path)
+    return [rows.get(_row_key(config, {})) for config in configs]
+
+# %% ../nbs/50_experiment.ipynb #50-034
+def run_grid(
+    configs: Sequence[Config],
+    path: str | Path | None = None,  # .jsonl to read and to append to; None: nothing is kept
+    *,
+    notes: Sequence[dict[str, Any]] | None = None,  # further keys of each row
+    device: str = "auto",            # "auto", "cpu", "cuda", "mps"
+    jobs: int = 0,                   # runs at a time, each in a fresh process with one thread; 0: in this process
+    errors: str | Path | None = None,  # with jobs: .jsonl for runs that failed, while the others go on; None: raise
+    cache_dir: str | Path | None = None,  # where features of pictures are kept
+    progress: bool = True,           # show a bar
+) -> list[dict[str, Any] | None]:    # one row a configuration, in their order; None where a run failed
+    "A result row for every configuration, from the file where it is there, else by running it."
+    from tqdm import tqdm
+    notes = notes or [{}]*len(configs)
+    keys = [_row_key(config, note) for config, note in zip(configs, notes)]
+    rows = _rows_by_key(path)
+    if path is not None: _mend(Path(path))
+    missing = {key: (config, note) for key, config, note in zip(keys, configs, notes) if key not in rows}
+    orders, work = [(key, config) for key, (config, _) in missing.items()], {"device": device, "cache_dir": cache_dir}
+    made = _in_processes(orders, jobs, work) if jobs else ((key, _run_row(config, work)) for key, config in orders)
+    bar = tqdm(made, desc="runs", total=len({*keys}), initial=len({*keys}) - len(missing), disable=not progress)
+    with contextlib.closing(made):   # whatever ends this loop ends the processes
+        for key, row in bar:
+            config, note = missing[key]
+            if "error" not in row:
+                rows[key] = row | {"notes": note}
+                if path is not None: _append_line(Path(path), rows[key])
+            elif errors is None: raise PZSLError(f"{run_name(config)}: {row['error']}")
+            else: _append_line(Path(errors), {"config": config.plain(), "notes": note} | row)
+    return [rows.get(key) for key in keys]
+
+# %% ../nbs/50_experiment.ipynb #50-036
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "no self-attention": {"self_attention": False},

@@ -17,7 +17,7 @@ except ModuleNotFoundError:   # Python 3.10, where pytest itself requires tomli
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST_LINE, LONGEST_FUNCTION = 120, 45
-IMPORT_NAMES = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "PIL": "pillow"}
+IMPORT_NAMES = {"open_clip": "open_clip_torch", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 WALLS = {  # module: modules of the book that it must not know
     "loss": {"model", "training", "sources", "encoders", "extract"},
     "disambiguation": {"model", "training", "sources", "encoders", "extract"},

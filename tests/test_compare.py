@@ -1,0 +1,272 @@
+"""`pzsl compare` with real processes: kills, failures, half lines; and its tables against numbers made otherwise."""
+import csv
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from pzsl_nb import comparison, experiment
+from pzsl_nb.compare import compare_table, long_table, report, runs_table
+from pzsl_nb.comparison import Comparison, comparison_configs
+from pzsl_nb.core import PZSLError
+from pzsl_nb.experiment import Config, read_grid, run_grid
+from small_world import World
+
+RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
+WORDS = ["--data", "npz:birds.npz", "--candidates", RULES[0], "--candidates", RULES[1], "--methods", ",".join(METHODS),
+         "--seeds", "2", "--set", "epochs=2", "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0",
+         "--set", "inner=8", "--set", "heads=2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Where a small world lies."
+    place, world = tmp_path_factory.mktemp("compare"), World()
+    np.savez(place/"birds.npz", X_train=world.x, y_train=world.y, X_test=world.x_test, y_test=world.y_test, text=world.t,
+             unseen=~world.seen.numpy(), names=[f"bird {c}" for c in range(len(world.t))], logit_scale=20.)
+    return place
+
+
+def begin(folder, *words, **more):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PZSL_CACHE": str(folder/"cache")}
+    return subprocess.Popen([sys.executable, "-m", "pzsl_nb.cli", "compare", *words], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def pzsl(folder, *words):
+    process = begin(folder, *words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def lines(path): return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(.02)
+
+
+def asked(row): return row["config"]["candidates"], row["config"]["method"], row["config"]["seed"]
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    "A comparison that was killed in the middle of its first half, and then finished."
+    out, process = folder/"out", begin(folder, *WORDS, "--out", "out", "--jobs", "2")
+    wait_for(lambda: len(lines(out/"results.jsonl")) >= 3 or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = (out/"results.jsonl").read_bytes()
+    assert 3 <= before.count(b"\n") < 16, "the grid was faster than the kill"
+    (out/"results.jsonl").write_bytes(before + before.splitlines()[0][:200])   # and the power went in the middle of a line
+    code, text, err = pzsl(folder, *WORDS, "--out", "out")
+    assert code == 0, err
+    return out, before, text
+
+
+def test_a_kill_neither_repeats_nor_loses_a_row(done):
+    out, before, _ = done
+    assert (out/"results.jsonl").read_bytes().startswith(before)
+    rows = [json.loads(line) for line in lines(out/"results.jsonl")]
+    assert sorted(map(asked, rows)) == sorted((rule, method, seed) for rule in RULES for method in METHODS for seed in (0, 1))
+    assert not (out/"errors.jsonl").exists()
+
+
+def test_a_row_tells_how_it_was_made(done):
+    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    for row in rows:
+        assert row["versions"]["threads"] == 1 and row["versions"]["device"] == "cpu" and row["versions"]["torch"]
+        assert Config.from_dict(row["config"]).plain() == row["config"] and row["peak_memory_mb"] > 50
+        u, s = row["curve"]["U"], row["curve"]["S"]
+        assert len(u) == len(s) <= 41 and u == sorted(u) and s == sorted(s, reverse=True) and u[0] == s[-1] == 0
+        assert np.trapezoid(s, u) == pytest.approx(row["metrics"]["ausuc"], abs=.01)
+        assert u[-1] == pytest.approx(row["metrics"]["T1"], abs=1e-4)
+
+
+def test_what_is_there_is_not_run_but_drawn(done, folder):
+    out, _, text = done
+    content, table = (out/"results.jsonl").read_bytes(), (out/"table.txt").read_text()
+    (out/"table.txt").unlink()
+    (out/"figures"/"levels_H.png").unlink()
+    code, again, err = pzsl(folder, "out/compare.yaml", "--out", "out")
+    assert code == 0, err
+    assert again == text and (out/"results.jsonl").read_bytes() == content and (out/"table.txt").read_text() == table
+    assert (out/"figures"/"levels_H.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (out/"figures"/"ranks.png").exists() and "three settings" in err   # two settings are no ranking
+
+
+def test_tables_parse(done):
+    out = done[0]
+    names = {"cc", "proden", "frozen CLIP", "clean labels (bound)"}
+    with open(out/"table.csv", newline="") as file: found = list(csv.DictReader(file))
+    assert {line["method"] for line in found} == set(METHODS) and {line["rule"] for line in found} == set(RULES)
+
+    class Cells(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.texts = [], []
+        def handle_starttag(self, tag, _): self.open += [tag] if tag not in ("meta", "br") else []
+        def handle_endtag(self, tag): assert self.open.pop() == tag
+        def handle_data(self, text): self.texts += [text] if self.open[-1:] == ["td"] else []
+    cells = Cells()
+    cells.feed((out/"table.html").read_text())
+    cells.close()
+    assert cells.open == [] and names < set(cells.texts)
+    tex = (out/"table.tex").read_text()
+    bodies = tex.split(r"\midrule")[1:]
+    head = tex.split(r"\toprule")[1].split(r"\\")[0]
+    assert len(bodies) > 4 and tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == len(bodies)
+    first = [row for row in bodies[0].split(r"\bottomrule")[0].split(r"\\") if row.strip()]
+    assert {row.count("&") for row in first} == {head.count("&")} and {row.split("&")[0].strip() for row in first} == names
+    table = [line for line in lines(out/"table.md") if line.startswith("|")]
+    assert len({line.count("|") for line in table[:6]}) == 1 and names == {line.split("|")[1].strip() for line in table[2:6]}
+
+
+def test_numbers_of_the_tables(done):
+    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    h = {asked(row): row["metrics"]["H"] for row in rows}
+    for line in long_table(rows).query("measure == 'H'").to_dict("records"):
+        a, b = ([h[line["rule"], method, seed] for seed in (0, 1)] for method in (line["method"], "zero-shot"))
+        assert line["mean"] == pytest.approx(np.mean(a)) and line["n"] == 2
+        low, high = stats.t.interval(.95, 1, np.mean(a), stats.sem(a) or 1.)
+        assert [line["low"], line["high"]] == pytest.approx([low, high] if np.ptp(a) else a)
+        assert line["frozen_p"] == pytest.approx(1. if a == b else stats.ttest_rel(a, b).pvalue)
+    table = compare_table(rows)
+    ranked = [method for method in METHODS if method != "supervised"]
+    mean = {(rule, method): np.mean([h[rule, method, seed] for seed in (0, 1)]) for rule in RULES for method in METHODS}
+    for method in ranked:
+        place = [stats.rankdata([-mean[rule, m] for m in ranked])[ranked.index(method)] for rule in RULES]
+        assert table.loc[method, "rank"] == pytest.approx(np.mean(place))
+        d = np.array([h[rule, method, seed] - h[rule, "zero-shot", seed] for rule in RULES for seed in (0, 1)])
+        assert table.loc[method, "frozen_mean"] == pytest.approx(d.mean(), abs=1e-12)
+    assert np.isnan(table.loc["supervised", "rank"]) and table.index[-1] == "supervised" not in set(table["rival"])
+
+
+def test_jobs_do_not_change_a_number(done, folder, monkeypatch):
+    "One at a time in processes that are new interpreters, as on systems that cannot fork."
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    row = next(row for row in rows if row["config"]["method"] == "cc")
+    again, = run_grid([Config.from_dict(row["config"])], jobs=1, device="cpu", progress=False)
+    assert again["metrics"] == row["metrics"] and again["curve"] == row["curve"]
+
+
+def test_ctrl_c_ends_everything_and_leaves_a_look(folder):
+    process = begin(folder, *WORDS, "--out", "stopped", "--jobs", "1", start_new_session=True)
+    wait_for(lambda: len(lines(folder/"stopped"/"results.jsonl")) >= 2 or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)   # as a terminal does: to every process of the command
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with: pzsl compare" in err and "Traceback" not in err
+    assert (folder/"stopped"/"table.txt").exists()
+    wait_for(lambda: not alive(process.pid), 20)
+
+
+def alive(group):
+    try: os.killpg(group, 0)
+    except ProcessLookupError: return False
+    return True
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(folder):
+    words = ["--data", "npz:birds.npz", "--methods", "zero-shot,cc", "--seeds", "1", "--set", "epochs=2", "--set", "batch_size=7",
+             "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--set", "alignment=0.5", "--set", "heads=3",
+             "--set", "inner=9", "--device", "cpu", "--candidates", "uniform:0.3", "--candidates", "hierarchical:0.3"]
+    code, out, err = pzsl(folder, *words, "--out", "failing")   # the data have no superclasses
+    assert code == 1 and "2 of 4 runs failed" in err and "birds-hierarchical-0.3-cc-0" in err and "errors.jsonl" in err
+    errors = [json.loads(line) for line in lines(folder/"failing"/"errors.jsonl")]
+    assert [error["config"]["candidates"] for error in errors] == ["hierarchical:0.3"]*2
+    assert all("superclass" in error["error"] and "Traceback" in error["traceback"] for error in errors)
+    assert len(lines(folder/"failing"/"results.jsonl")) == 2 and "frozen CLIP" in out
+
+
+def test_a_run_whose_process_is_killed(monkeypatch, tmp_path, folder):
+    monkeypatch.chdir(folder)
+    context = experiment._context()
+    monkeypatch.setattr(experiment, "_context", lambda: Deadly(context))
+    good, bad = (Config(data="npz:birds.npz", method="zero-shot", candidates="uss", seed=seed) for seed in (0, 1))
+    rows = run_grid([bad, good], tmp_path/"rows.jsonl", jobs=1, errors=tmp_path/"e.jsonl", device="cpu", progress=False)
+    assert rows[0] is None and rows[1]["config"] == good.plain() and read_grid([bad, good], tmp_path/"rows.jsonl") == rows
+    assert "-9" in json.loads(lines(tmp_path/"e.jsonl")[0])["error"]
+    with pytest.raises(PZSLError, match="birds-uss-zero-shot-1: the process"):
+        run_grid([bad, good], tmp_path/"none.jsonl", jobs=1, device="cpu", progress=False)
+    assert not (tmp_path/"none.jsonl").exists()
+
+
+class Deadly:
+    "A context whose processes of seed 1 are killed as soon as they are started."
+    def __init__(self, context): self.context, self.Pipe = context, context.Pipe
+
+    def Process(self, target, args, daemon):
+        process = self.context.Process(target=target, args=args, daemon=daemon)
+        return Killed(process) if args[1].seed == 1 else process
+
+
+class Killed:
+    def __init__(self, process): self.process = process
+    def __getattr__(self, name): return getattr(self.process, name)
+
+    def start(self):
+        self.process.start()
+        self.process.kill()
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--methods", "cc,prodenn"], ["prodenn", "proden"]), (["--candidates", "unifrm:0.3"], ["unifrm", "uniform"]),
+    (["--data", "npz:nowhere.npz"], ["nowhere.npz"]), (["--set", "epoch=3"], ["epoch", "epochs"]),
+    (["--set", "seed=3"], ["seed=3"]), (["nothing.yaml"], ["nothing.yaml"]), (["typo.yaml"], ["typo.yaml", "method", "methods"]),
+    (["--data", "npz:birds.npz", "--candidates", "given"], ["given"]), (["--out", "."], ["--out"])])
+def test_what_cannot_be_compared_is_one_line(folder, words, told, monkeypatch, capsys):
+    from pzsl_nb.cli import main
+    monkeypatch.chdir(folder)
+    (folder/"typo.yaml").write_text("method: cc\n")
+    assert main(["compare", "--out", "never", "--device", "cpu", *words]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(word in err for word in told), err
+    assert not (folder/"never").exists()
+
+
+def test_a_file_says_what_options_say(tmp_path):
+    (tmp_path/"a.yaml").write_text(yaml.safe_dump({"data": "npz:birds.npz", "candidates": list(RULES), "methods": "cc,proden",
+                                                   "seeds": 2, "set": {"epochs": 2, "adapter": False, "trust": "auto"}}, sort_keys=False))
+    options = Comparison.read(None, data=["npz:birds.npz"], candidates=list(RULES), methods="cc,proden", seeds=2,
+                              set=["epochs=2", "adapter=false", "trust=auto"])
+    assert Comparison.read(tmp_path/"a.yaml") == options
+    assert Comparison.read(tmp_path/"a.yaml", seeds=1) == dataclasses.replace(options, seeds=1)
+    assert comparison_configs(options, {"npz:birds.npz": (False, True)})[-1] == Config(
+        data="npz:birds.npz", candidates=RULES[1], method="proden", seed=1, epochs=2, adapter=False)
+    own = comparison_configs(Comparison(("csv:a.csv",), ("given", "uss"), ("cc", "supervised"), 1), {"csv:a.csv": (True, False)})
+    assert [(config.candidates, config.method) for config in own] == [(None, "cc")]   # no truth: no rule, no bound
+
+
+def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_path):
+    def row(data, method, seed, value, h=True):
+        part = {"S": value, "U": value if h else None, "H": value if h else None, "ausuc": value if h else None}
+        return {"config": {"data": data, "candidates": None, "method": method, "seed": seed}, "metrics": part, "curve": None,
+                "zero_shot": part | {key: .4 for key in part if part[key] is not None}, "seconds": 1., "peak_memory_mb": 2.}
+    rows = [row(data, method, seed, value + .01*seed, data != "pll:lost.mat") for data in ("npz:a/x.npz", "npz:b/x.npz", "pll:lost.mat")
+            for method, value in {"cc": .5, "proden": .6, "eszsl": .9}.items() for seed in range(3) if method != "eszsl" or "a/" in data]
+    assert set(runs_table(rows)["data"]) == {"npz:a/x.npz", "npz:b/x.npz", "lost"}   # a stem that two share is no name
+    table = compare_table(rows)
+    assert list(table.index) == ["proden", "cc", "zero-shot", "eszsl"] and list(table["rank"][:3]) == [1, 2, 3]
+    assert np.isnan(table.loc["eszsl", "rank"]) and set(table["rival"]) == {"proden", "cc"} and table.loc["cc", "settings"] == 3
+    assert compare_table(rows, "ausuc").loc["cc", "settings"] == 2
+    report(rows, tmp_path)
+    assert "lost: S (no unseen classes)" in (tmp_path/"table.txt").read_text() and (tmp_path/"figures"/"ranks.pdf").exists()
+
+
+def test_jobs_are_the_cores_one_may_use(monkeypatch):
+    monkeypatch.setattr(comparison.os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert comparison.default_jobs("cpu") == 3
