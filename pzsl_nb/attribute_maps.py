@@ -53,7 +53,7 @@ class SignatureModel(CLIPPZSLModel):
         seen: Tensor,               # (C,) bool
         logit_scale: float = 100.,  # CLIP's scale of cosines
         attributes: Tensor | None = None,  # (C, a); None: label features take their place
-        strength: float = .1,       # of ridge penalties, in mean eigenvalues
+        strength: float = 1.,        # of ridge penalties, in mean eigenvalues
     ):
         super().__init__(label_features, seen, logit_scale, adapter=False, self_attention=False, cross_attention=False)
         if attributes is not None and len(attributes) != len(seen):

@@ -37,8 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "pop": {"objective": Purification(), **_PEER},
     "coop": {"architecture": SharedOffset, "objective": CandidateNLL(), **_PEER},
     "tip-adapter": {"architecture": TipAdapter, **_CLOSED},
-    "eszsl": {"architecture": ESZSL, **_CLOSED, "prior_temperature": math.inf},
-    "attribute-map": {"architecture": AttributeMap, **_CLOSED, "prior_temperature": math.inf},
+    "eszsl": {"architecture": ESZSL, **_CLOSED},
+    "attribute-map": {"architecture": AttributeMap, **_CLOSED},
 }
 
 SEES_TRUTH = ("supervised",)   # methods that no user can have

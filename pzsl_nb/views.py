@@ -178,8 +178,8 @@ class PrototypeRule(Rule):
         batch: Batch,
         target: Tensor,  # (m,) adding up to 1 in a row
     ) -> Tensor:         # (m,)
-        "phi w + (1 - phi) target, phi going linearly over the planned epochs."
-        phi = self.phi[0] + (self.phi[1] - self.phi[0])*batch.epoch/batch.epochs
+        "phi w + (1 - phi) target, phi going linearly over the planned epochs, per share of the training."
+        phi = (self.phi[0] + (self.phi[1] - self.phi[0])*batch.epoch/batch.epochs)**max(1., self.made_for/batch.epochs)
         return phi*batch.weights + (1 - phi)*target
 
 # %% ../nbs/44_views.ipynb #44-016
@@ -200,11 +200,12 @@ class ContrastivePrototypes(PrototypeRule):
     def __init__(
         self,
         contrast: float = .5,  # weight of the contrast
-        phi: tuple[float, float] = (.95, .8),  # share of its weight that a candidate keeps in a step: first, last
+        phi: tuple[float, float] = (.95, .8),  # share of its weight that a candidate keeps in an epoch: first, last
+        made_for: int = 800,   # epochs that phi is meant for; fewer make it as many times stronger
         noise: float = .1,     # of both views
         dropped: float = .2,   # of the strong one
     ):
-        super().__init__(contrast=contrast, phi=phi, noise=noise, dropped=dropped)
+        super().__init__(contrast=contrast, phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
     def forward(
         self,
@@ -232,11 +233,12 @@ class PrototypeAlignment(PrototypeRule):
     "Cross-entropy with slowly moving weights; prototypes read as the classifier does (PaPi, CVPR 2023, eq. 5 to 9)."
     def __init__(
         self,
-        phi: tuple[float, float] = (.95, .8),  # share of its weight that a candidate keeps in a step: first, last
+        phi: tuple[float, float] = (.95, .8),  # share of its weight that a candidate keeps in an epoch: first, last
+        made_for: int = 800,   # epochs that phi is meant for; fewer make it as many times stronger
         noise: float = .1,     # of both views
         dropped: float = .2,   # of the strong one
     ):
-        super().__init__(phi=phi, noise=noise, dropped=dropped)
+        super().__init__(phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from small_world import World
 RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
 WORDS = ["--data", "npz:birds.npz", "--candidates", RULES[0], "--candidates", RULES[1], "--methods", ",".join(METHODS),
          "--seeds", "2", "--set", "epochs=2", "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0",
-         "--set", "inner=8", "--set", "heads=2", "--device", "cpu"]
+         "--set", "lr=0.05", "--set", "inner=8", "--set", "heads=2", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,7 @@ def test_numbers_of_the_tables(done):
         assert line["frozen_p"] == pytest.approx(1. if a == b else stats.ttest_rel(a, b).pvalue)
     table = compare_table(rows)
     ranked = [method for method in METHODS if method != "supervised"]
+    assert len(set(h.values())) > 8   # nothing is learned from methods that are all alike
     mean = {(rule, method): np.mean([h[rule, method, seed] for seed in (0, 1)]) for rule in RULES for method in METHODS}
     for method in ranked:
         place = [stats.rankdata([-mean[rule, m] for m in ranked])[ranked.index(method)] for rule in RULES]
@@ -174,10 +176,30 @@ def test_ctrl_c_ends_everything_and_leaves_a_look(folder):
     wait_for(lambda: not alive(process.pid), 20)
 
 
-def alive(group):
-    try: os.killpg(group, 0)
-    except ProcessLookupError: return False
-    return True
+def alive(group): return [path for path in Path("/proc").glob("[0-9]*") if in_group(path, group)]
+
+
+def in_group(path, group):
+    "Is the process one of the group, and not dead already?"
+    try: state, _, its_group = (path/"stat").read_text().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError): return False
+    return int(its_group) == group and state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes by /proc")
+def test_no_run_outlives_its_command(folder):
+    words = ["--data", "npz:birds.npz", "--methods", "cc", "--seeds", "1", "--set", "epochs=1000000", "--device", "cpu"]
+    process = begin(folder, *words, "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--out", "orphan", start_new_session=True)
+    try:
+        wait_for(lambda: len(alive(process.pid)) >= 4 or process.poll() is not None)   # the command, tracker, fork server, run
+        time.sleep(1)
+        assert len(alive(process.pid)) >= 4
+        process.kill()
+        process.wait()
+        wait_for(lambda: not alive(process.pid), 20)
+    finally:
+        if alive(process.pid): os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(folder):
