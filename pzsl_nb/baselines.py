@@ -23,10 +23,7 @@ from .task import CandidateSets
 class CandidateNLL:
     "Minus log of the probability that some candidate is the true class (CC, NeurIPS 2020, eq. 8)."
 
-    def __call__(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # `loss`, mean over the batch, in nats
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, mean over the batch, in nats
         "The loss of a batch, called as the three terms are."
         logits, local_row = batch.logits, batch.local_row
         log_p = seen_log_probabilities(logits, batch.seen)[local_row, batch.classes]
@@ -39,42 +36,30 @@ class CandidateNLL:
 class RiskConsistent:
     "Cross-entropy weighted by the model's opinion after the step (RC, NeurIPS 2020, eq. 9)."
 
-    def __call__(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # `loss` in nats
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
         log_p = seen_log_probabilities(batch.logits, batch.seen)
         return {"loss": weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()}
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,)
+    def opinion(self, batch: Batch) -> Tensor:  # (m,)
         "Weights by a second look at the images."
         z = batch.model.score(batch.model.images(batch.x), batch.labels)
         return segment_softmax(z[batch.local_row, batch.classes], batch.local_row, len(z))
 
 # %% ../nbs/43_baselines.ipynb #43-015
-def label_correction(
-    batch: Batch,
-) -> Tensor:  # (C,) to be taken off logits where a score is meant; 0 where all labels take part
+def label_correction(batch: Batch) -> Tensor:  # (C,) to be taken off where a score is meant; 0 if nothing is sampled
     "What sampling added to the logits of each column: ln of the number of labels it stands for."
     if batch.ids is None: return batch.logits.new_zeros(batch.logits.shape[1])
     return (batch.logits[:1] - batch.model.score(batch.images[:1], batch.labels))[0].detach()
 
 
-def centred(
-    batch: Batch,
-) -> Tensor:  # (b, C)
+def centred(batch: Batch) -> Tensor:  # (b, C)
     "Scores minus their mean over the seen labels of the row."
     z = batch.logits - label_correction(batch)
     return z - z[:, batch.seen].mean(1, keepdim=True)
 
 
-def candidate_mask(
-    batch: Batch,
-) -> Tensor:  # (b, C) bool
+def candidate_mask(batch: Batch) -> Tensor:  # (b, C) bool
     "Where the candidates of the batch stand."
     mask = torch.zeros_like(batch.logits, dtype=torch.bool)
     mask[batch.local_row, batch.classes] = True
@@ -86,10 +71,7 @@ class LeveragedWeighted:
     "Sigmoid losses on candidates and on all others, leveraged by `beta` (LWS, ICML 2021, eq. 2)."
     beta: float = 1.   # weight of the labels outside of the set
 
-    def __call__(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # `loss`, from 0 to 1 + beta
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to 1 + beta
         "The loss of a batch, with weights from the same pass."
         z, inside = centred(batch), candidate_mask(batch)
         scores = batch.logits.detach()   # with the correction: in a sum a drawn label counts for those it stands for
@@ -102,10 +84,7 @@ class LeveragedWeighted:
 class ClassActivation(RiskConsistent):
     "Cross-entropy with the candidate of the largest class activation value (CAVL, ICLR 2022, eq. 5)."
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,) 0 or 1
+    def opinion(self, batch: Batch) -> Tensor:  # (m,) 0 or 1
         "All weight on one candidate."
         z = centred(batch)
         value = torch.where(candidate_mask(batch), z*(1 - z).abs(), -torch.inf)
@@ -118,10 +97,7 @@ class AverageLoss:
     k: float = .7         # above 0; towards 0 it becomes cross-entropy
     factor: float = 1.    # of the loss
 
-    def __call__(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # `loss`, from 0 to factor/k
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to factor/k
         "The average over candidates, mean over the batch."
         log_p = seen_log_probabilities(batch.logits, batch.seen)[batch.local_row, batch.classes]
         loss, rows = -torch.expm1(self.k*log_p)/self.k, len(batch.logits)

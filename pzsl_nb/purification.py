@@ -48,40 +48,26 @@ class Purification(Rule):
     ):
         super().__init__(first=theta, most=most, step=step, rest=rest, window=window, warm_up=warm_up)
 
-    def start(
-        self,
-        model: nn.Module,
-        beliefs: Any,
-    ) -> None:
+    def start(self, model: nn.Module, beliefs: Any) -> None:
         "Everything is kept, nothing is summed."
         super().start(model, beliefs)
         kept = beliefs.weights > 0
         for name, value in {"kept": kept, "top": torch.zeros_like(kept), "total": torch.zeros_like(beliefs.weights),
                             "theta": torch.tensor(self.first)}.items(): self.register_buffer(name, value)
 
-    def forward(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # `loss` in nats
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
         log_p = seen_log_probabilities(batch.logits, batch.seen)
         return {"loss": weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()}
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,) 0 for what is removed
+    def opinion(self, batch: Batch) -> Tensor:  # (m,) 0 for what is removed
         "The model's opinion over what is left; it goes into the window's sum."
         z = batch.logits[batch.local_row, batch.classes].masked_fill(~self.kept[batch.position], -torch.inf)
         w = segment_softmax(z, batch.local_row, len(batch.logits))
         self.total[batch.position] += w
         return w
 
-    def after_epoch(
-        self,
-        beliefs: Any,
-        epoch: int,   # that has ended, from 1
-    ) -> None:
+    def after_epoch(self, beliefs: Any, epoch: int) -> None:
         "At the end of a window: remove, take the averages for weights, and perhaps be stricter next time."
         if epoch % self.window: return
         rows, n, mean = beliefs.sets.rows, len(beliefs.sets), self.total/self.window

@@ -35,32 +35,21 @@ def two_views(
 
 class Rule(nn.Module):
     "A learning rule that remembers something: its settings show in `repr`, its buffers go into checkpoints."
-    def __init__(
-        self,
-        **settings: Any,   # become attributes
-    ):
+    def __init__(self, **settings: Any):
         super().__init__()
         self.settings = settings
         for name, value in settings.items(): setattr(self, name, value)
 
     def extra_repr(self) -> str: return ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
 
-    def start(
-        self,
-        model: nn.Module,   # that is to be trained
-        beliefs: Any,       # as the training begins with them
-    ) -> None:
+    def start(self, model: nn.Module, beliefs: Any) -> None:
         "Refuse to go on in several processes: each would remember its own part of the images only."
         if (count := processes().count) > 1:
             raise PZSLError(f"method: {type(self).__name__} keeps a memory of all images, and {count} processes would "
                             "each have another one; run it in one process")
 
-    def view(
-        self,
-        batch: Batch,
-        x: Tensor,           # (b, d) a view of the batch's images
-    ) -> tuple[Tensor, Tensor]:  # (b, d) embeddings, (b, C) log-probabilities over seen labels
-        "The model's reading of a view."
+    def view(self, batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:  # (b, d), (b, C)
+        "The model's reading of a view: embeddings, and log-probabilities over seen labels."
         images = batch.model.images(x)
         logits = batch.model.score(images, batch.labels) + label_correction(batch)
         return images, seen_log_probabilities(logits, batch.seen)
@@ -88,10 +77,7 @@ class Consistency(Rule):
 
     def start(self, model, beliefs): pass   # what is remembered lies in the beliefs
 
-    def forward(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # the two parts, means over the batch, and `loss`
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, means over the batch, and `loss`
         "The loss of a batch."
         log_p, correction = seen_log_probabilities(batch.logits, batch.seen), label_correction(batch)
         wrong = batch.seen & ~candidate_mask(batch)
@@ -104,10 +90,7 @@ class Consistency(Rule):
         return {"outside": outside, "agreement": agreement,
                 "loss": outside + min(2*batch.epoch/batch.epochs, 1.)*agreement}
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,)
+    def opinion(self, batch: Batch) -> Tensor:  # (m,)
         "The geometric mean of the two views, restricted to the candidates."
         return segment_softmax(self._seen_twice[batch.local_row, batch.classes], batch.local_row, len(batch.logits))
 
@@ -127,57 +110,35 @@ def move_prototypes(
 
 class PrototypeRule(Rule):
     "Shared by PiCO and PaPi: prototypes of the classes, and weights that move slowly."
-    def start(
-        self,
-        model: nn.Module,
-        beliefs: Any,
-    ) -> None:
+    def start(self, model: nn.Module, beliefs: Any) -> None:
         "No prototypes yet: zeros."
         super().start(model, beliefs)
         shape = (len(model.seen), model.prototypes.shape[1])
         self.register_buffer("prototypes", model.prototypes.new_zeros(shape))
 
-    def two_views(
-        self,
-        batch: Batch,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # (b, d), (b, C) weak view: embeddings, log-probabilities; (b, d) strong view
-        "The model's reading of the views; before the first one, prototypes are taken over from the model."
+    def two_views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:  # (b, d), (b, C), (b, d)
+        "Embeddings and log-probabilities of the weak view, embeddings of the strong one; prototypes begin here."
         if not self.prototypes.any():
             places = batch.model.seen.nonzero()[:, 0]
             self.prototypes = self.prototypes.index_copy(0, places, batch.model.prototypes.to(self.prototypes))
         weak, strong = two_views(batch, self.noise, self.dropped)
         return *self.view(batch, weak), batch.model.images(strong)
 
-    def best_candidate(
-        self,
-        batch: Batch,
-        scores: Tensor,  # (b, C)
-    ) -> Tensor:         # (b,) int64, column
+    def best_candidate(self, batch: Batch, scores: Tensor) -> Tensor:  # (b,) int64, column
         "The candidate with the highest score."
         return scores.masked_fill(~candidate_mask(batch), -torch.inf).argmax(1)
 
-    def columns(
-        self,
-        batch: Batch,
-    ) -> Tensor:  # (C, d)
+    def columns(self, batch: Batch) -> Tensor:  # (C, d)
         "Prototypes in the order of the batch's columns."
         return self.prototypes if batch.ids is None else self.prototypes[batch.ids]
 
-    def remember(
-        self,
-        batch: Batch,
-        images: Tensor,  # (b, d) embeddings
-    ) -> None:
+    def remember(self, batch: Batch, images: Tensor) -> None:
         "Move the prototypes."
         best = self.best_candidate(batch, batch.logits.detach())
         best = best if batch.ids is None else batch.ids[best]
         self.prototypes = move_prototypes(self.prototypes, images.detach(), best)
 
-    def blend(
-        self,
-        batch: Batch,
-        target: Tensor,  # (m,) adding up to 1 in a row
-    ) -> Tensor:         # (m,)
+    def blend(self, batch: Batch, target: Tensor) -> Tensor:  # (m,)
         "phi w + (1 - phi) target, phi going linearly over the planned epochs, per share of the training."
         phi = (self.phi[0] + (self.phi[1] - self.phi[0])*batch.epoch/batch.epochs)**max(1., self.made_for/batch.epochs)
         return phi*batch.weights + (1 - phi)*target
@@ -207,10 +168,7 @@ class ContrastivePrototypes(PrototypeRule):
     ):
         super().__init__(contrast=contrast, phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
-    def forward(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # the two parts, and `loss`
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, and `loss`
         "The loss of a batch; prototypes move."
         weak, log_p, strong = self.two_views(batch)
         taken_for = self.best_candidate(batch, log_p.detach())
@@ -220,10 +178,7 @@ class ContrastivePrototypes(PrototypeRule):
         classify = weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()
         return {"cross_entropy": classify, "contrast": near, "loss": classify + self.contrast*near}
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,)
+    def opinion(self, batch: Batch) -> Tensor:  # (m,)
         "A step toward the candidate with the nearest prototype."
         nearest = self.best_candidate(batch, self._weak.to(self.prototypes) @ self.columns(batch).T)
         return self.blend(batch, (batch.classes == nearest[batch.local_row]).to(batch.weights))
@@ -240,10 +195,7 @@ class PrototypeAlignment(PrototypeRule):
     ):
         super().__init__(phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
-    def forward(
-        self,
-        batch: Batch,
-    ) -> dict[str, Tensor]:  # the two parts, and `loss`
+    def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, and `loss`
         "The loss of a batch; prototypes move."
         weak, log_p, strong = self.two_views(batch)
         g = batch.scale*strong.float() @ self.columns(batch).to(strong.device).T + label_correction(batch)
@@ -255,10 +207,7 @@ class PrototypeAlignment(PrototypeRule):
         ramp = min(2*batch.epoch/batch.epochs, 1.)
         return {"cross_entropy": classify, "prototypes": kl, "loss": classify + ramp*kl}
 
-    def opinion(
-        self,
-        batch: Batch,   # of the step just made
-    ) -> Tensor:        # (m,)
+    def opinion(self, batch: Batch) -> Tensor:  # (m,)
         "A step toward the classifier's opinion."
         z = self._log_p[batch.local_row, batch.classes]
         return self.blend(batch, segment_softmax(z, batch.local_row, len(batch.logits)))

@@ -14,6 +14,7 @@ from pzsl_nb.estimator import CLIPPZSL
 from pzsl_nb.loss import Batch
 from pzsl_nb.methods import METHODS, SEES_TRUTH, method_settings
 from pzsl_nb.model import CLIPPZSLModel
+from pzsl_nb.purification import Purification
 from pzsl_nb.task import CandidateSets
 from pzsl_nb.training import read_checkpoint
 from small_world import BY_HAND, Stop, World, estimator, stop_at, whole_checkpoint
@@ -37,6 +38,7 @@ def test_the_table():
     assert set(METHODS) == EXPECTED and type(METHODS) is dict
     assert set(SEES_TRUTH) < EXPECTED
     for name in RULES: assert " at 0x" not in repr(METHODS[name]["objective"])   # a checkpoint's fingerprint holds it
+    assert repr(Purification(step=.2)) != repr(Purification())
     with pytest.raises(PZSLError, match="'nobody' is not known"): method_settings("nobody")
 
 
