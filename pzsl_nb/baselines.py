@@ -72,12 +72,12 @@ class LeveragedWeighted:
     beta: float = 1.   # weight of the labels outside of the set
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to 1 + beta
-        "The loss of a batch, with weights from the same pass."
-        z, inside = centred(batch), candidate_mask(batch)
+        "The loss of a batch: kept weights inside the set, those of the pass outside."
+        z, wrong = centred(batch), batch.seen & ~candidate_mask(batch)
+        within = row_sum(batch.weights*(-z[batch.local_row, batch.classes]).sigmoid(), batch.local_row, len(z))
         scores = batch.logits.detach()   # with the correction: in a sum a drawn label counts for those it stands for
-        within = scores.masked_fill(~inside, -torch.inf).softmax(1)
-        without = scores.masked_fill(inside | ~batch.seen, -torch.inf).softmax(1).nan_to_num(0.)   # full: no others
-        return {"loss": (within*(-z).sigmoid() + self.beta*without*z.sigmoid()).sum(1).mean()}
+        w = scores.masked_fill(~wrong, -torch.inf).softmax(1).nan_to_num(0.)   # a full set: there are no others
+        return {"loss": (within + self.beta*(w*z.sigmoid()).sum(1)).mean()}
 
 # %% ../nbs/43_baselines.ipynb #43-021
 @dataclass(frozen=True)

@@ -41,19 +41,20 @@ class Purification(Rule):
         self,
         theta: float = .001,   # at first
         most: float = .4,      # theta at last
-        step: float = .1,      # by which theta grows
-        rest: float = .05,     # share of images with a new top candidate below which theta grows
+        grows: float = .001,   # share by which theta grows
+        rest: float = 1e-4,    # share of the n x C labels that may be removed for theta to grow all the same
         window: int = 5,       # epochs
-        warm_up: int = 5,      # epochs before anything is removed
+        warm_up: int = 10,     # epochs before anything is removed
     ):
-        super().__init__(first=theta, most=most, step=step, rest=rest, window=window, warm_up=warm_up)
+        super().__init__(first=theta, most=most, grows=grows, rest=rest, window=window, warm_up=warm_up)
 
     def start(self, model: nn.Module, beliefs: Any) -> None:
         "Everything is kept, nothing is summed."
         super().start(model, beliefs)
         kept = beliefs.weights > 0
-        for name, value in {"kept": kept, "top": torch.zeros_like(kept), "total": torch.zeros_like(beliefs.weights),
-                            "theta": torch.tensor(self.first)}.items(): self.register_buffer(name, value)
+        self.register_buffer("kept", kept)
+        self.register_buffer("total", torch.zeros_like(beliefs.weights))
+        self.register_buffer("theta", torch.tensor(self.first))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
@@ -70,12 +71,14 @@ class Purification(Rule):
     def after_epoch(self, beliefs: Any, epoch: int) -> None:
         "At the end of a window: remove, take the averages for weights, and perhaps be stricter next time."
         if epoch % self.window: return
-        rows, n, mean = beliefs.sets.rows, len(beliefs.sets), self.total/self.window
-        top = self.kept & (mean == row_max(mean, rows, n)[rows])
+        rows, n, mean, before = beliefs.sets.rows, len(beliefs.sets), self.total/self.window, self.kept
         if epoch >= self.warm_up:
-            self.kept = self.kept & purify(mean, rows, n, float(self.theta))
+            self.kept = before & purify(mean, rows, n, float(self.theta))
             left = mean*self.kept
             beliefs.weights = left/row_sum(left, rows, n)[rows]
-            changed = row_max((top & ~self.top).float(), rows, n).mean()
-            if epoch > self.window and changed < self.rest: self.theta = (self.theta + self.step).clamp(max=self.most)
-        self.top, self.total = top, torch.zeros_like(self.total)
+            removed = int(before.sum() - self.kept.sum())
+            if removed < self.rest*n*beliefs.sets.n_classes:
+                self.theta = (self.theta*(1 + self.grows)).clamp(max=self.most)
+        self.total = torch.zeros_like(self.total)
+
+

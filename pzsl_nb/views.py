@@ -113,16 +113,11 @@ class PrototypeRule(Rule):
     def start(self, model: nn.Module, beliefs: Any) -> None:
         "No prototypes yet: zeros."
         super().start(model, beliefs)
-        shape = (len(model.seen), model.prototypes.shape[1])
-        self.register_buffer("prototypes", model.prototypes.new_zeros(shape))
+        self.register_buffer("prototypes", model.prototypes.new_zeros(len(model.seen), model.prototypes.shape[1]))
 
-    def two_views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:  # (b, d), (b, C), (b, d)
-        "Embeddings and log-probabilities of the weak view, embeddings of the strong one; prototypes begin here."
-        if not self.prototypes.any():
-            places = batch.model.seen.nonzero()[:, 0]
-            self.prototypes = self.prototypes.index_copy(0, places, batch.model.prototypes.to(self.prototypes))
-        weak, strong = two_views(batch, self.noise, self.dropped)
-        return *self.view(batch, weak), batch.model.images(strong)
+    def readings(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:  # weak, strong: (b, d), (b, C)
+        "The model's reading of both views: embeddings, and log-probabilities over seen labels."
+        return [self.view(batch, x) for x in two_views(batch, self.noise, self.dropped)]
 
     def best_candidate(self, batch: Batch, scores: Tensor) -> Tensor:  # (b,) int64, column
         "The candidate with the highest score."
@@ -132,16 +127,25 @@ class PrototypeRule(Rule):
         "Prototypes in the order of the batch's columns."
         return self.prototypes if batch.ids is None else self.prototypes[batch.ids]
 
-    def remember(self, batch: Batch, images: Tensor) -> None:
-        "Move the prototypes."
-        best = self.best_candidate(batch, batch.logits.detach())
+    def remember(self, batch: Batch, images: Tensor, log_p: Tensor, keep: float = .99) -> None:
+        "Move the prototypes by the embeddings and the opinion of a view."
+        best = self.best_candidate(batch, log_p.detach())
         best = best if batch.ids is None else batch.ids[best]
-        self.prototypes = move_prototypes(self.prototypes, images.detach(), best)
+        self.prototypes = move_prototypes(self.prototypes, images.detach(), best, keep)
+
+    def along(self, batch: Batch, ends: tuple[float, float]) -> float:
+        "From the first of two values to the last, linearly over the planned epochs."
+        return ends[0] + (ends[1] - ends[0])*batch.epoch/batch.epochs
 
     def blend(self, batch: Batch, target: Tensor) -> Tensor:  # (m,)
-        "phi w + (1 - phi) target, phi going linearly over the planned epochs, per share of the training."
-        phi = (self.phi[0] + (self.phi[1] - self.phi[0])*batch.epoch/batch.epochs)**max(1., self.made_for/batch.epochs)
-        return phi*batch.weights + (1 - phi)*target
+        "phi w + (1 - phi) target, per share of the training."
+        phi = self.along(batch, self.phi)**max(1., self.made_for/batch.epochs)
+        self._moved = phi*batch.weights + (1 - phi)*target
+        return self._moved
+
+    def opinion(self, batch: Batch) -> Tensor:  # (m,)
+        "The weights as the step has moved them."
+        return self._moved
 
 # %% ../nbs/44_views.ipynb #44-016
 def supervised_contrast(
@@ -169,45 +173,39 @@ class ContrastivePrototypes(PrototypeRule):
         super().__init__(contrast=contrast, phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, and `loss`
-        "The loss of a batch; prototypes move."
-        weak, log_p, strong = self.two_views(batch)
+        "The loss of a batch; weights and prototypes move."
+        (weak, log_p), (strong, _) = self.readings(batch)
+        self.remember(batch, weak, log_p)   # before they are asked, or the first batch would ask zeros
+        nearest = self.best_candidate(batch, weak.detach() @ self.columns(batch).T)
+        self.blend(batch, (batch.classes == nearest[batch.local_row]).to(batch.weights))
         taken_for = self.best_candidate(batch, log_p.detach())
         near = supervised_contrast(torch.cat([weak, strong]), taken_for.repeat(2))
-        self._weak = weak.detach()
-        self.remember(batch, weak)
         classify = weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()
         return {"cross_entropy": classify, "contrast": near, "loss": classify + self.contrast*near}
 
-    def opinion(self, batch: Batch) -> Tensor:  # (m,)
-        "A step toward the candidate with the nearest prototype."
-        nearest = self.best_candidate(batch, self._weak.to(self.prototypes) @ self.columns(batch).T)
-        return self.blend(batch, (batch.classes == nearest[batch.local_row]).to(batch.weights))
-
 # %% ../nbs/44_views.ipynb #44-019
 class PrototypeAlignment(PrototypeRule):
-    "Cross-entropy with slowly moving weights; prototypes read as the classifier does (PaPi, CVPR 2023, eq. 5 to 9)."
+    "Cross-entropy with slowly moving weights, which prototypes are to give back (PaPi, CVPR 2023, eq. 5 to 9)."
     def __init__(
         self,
+        tau: float = .3,       # temperature of the prototypes' reading
+        keep: tuple[float, float] = (.9, .5),  # share of a prototype that an image leaves as it was: first, last
         phi: tuple[float, float] = (.95, .8),  # share of its weight that a candidate keeps in an epoch: first, last
-        made_for: int = 800,   # epochs that phi is meant for; fewer make it as many times stronger
+        made_for: int = 500,   # epochs that phi is meant for; fewer make it as many times stronger
         noise: float = .1,     # of both views
         dropped: float = .2,   # of the strong one
     ):
-        super().__init__(phi=phi, made_for=made_for, noise=noise, dropped=dropped)
+        super().__init__(tau=tau, keep=keep, phi=phi, made_for=made_for, noise=noise, dropped=dropped)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, and `loss`
-        "The loss of a batch; prototypes move."
-        weak, log_p, strong = self.two_views(batch)
-        g = batch.scale*strong.float() @ self.columns(batch).to(strong.device).T + label_correction(batch)
-        log_g, target = seen_log_probabilities(g, batch.seen)[:, batch.seen], log_p.detach()[:, batch.seen]
-        kl = F.kl_div(log_g, target, log_target=True, reduction="batchmean")
-        self._log_p = log_p.detach()
-        self.remember(batch, weak)
-        classify = weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()
-        ramp = min(2*batch.epoch/batch.epochs, 1.)
-        return {"cross_entropy": classify, "prototypes": kl, "loss": classify + ramp*kl}
-
-    def opinion(self, batch: Batch) -> Tensor:  # (m,)
-        "A step toward the classifier's opinion."
-        z = self._log_p[batch.local_row, batch.classes]
-        return self.blend(batch, segment_softmax(z, batch.local_row, len(batch.logits)))
+        "The loss of a batch; weights and prototypes move."
+        views = self.readings(batch)
+        log_p, local_row, rows = views[0][1], batch.local_row, len(batch.logits)
+        w = self.blend(batch, segment_softmax(log_p.detach()[local_row, batch.classes], local_row, rows))
+        entropy, kl, mu = torch.special.entr(w).sum()/rows, 0., self.columns(batch)
+        for images, opinion in views:
+            log_g = seen_log_probabilities(images.float() @ mu.T/self.tau + label_correction(batch), batch.seen)
+            kl = kl + weighted_cross_entropy(log_g, w, local_row, batch.classes).mean() - entropy
+            self.remember(batch, images, opinion, self.along(batch, self.keep))
+        classify = weighted_cross_entropy(log_p, w, local_row, batch.classes).mean()
+        return {"cross_entropy": classify, "prototypes": kl, "loss": classify + min(batch.epoch/10, 1.)*kl}

@@ -38,7 +38,7 @@ def test_the_table():
     assert set(METHODS) == EXPECTED and type(METHODS) is dict
     assert set(SEES_TRUTH) < EXPECTED
     for name in RULES: assert " at 0x" not in repr(METHODS[name]["objective"])   # a checkpoint's fingerprint holds it
-    assert repr(Purification(step=.2)) != repr(Purification())
+    assert repr(Purification(grows=.2)) != repr(Purification())
     with pytest.raises(PZSLError, match="'nobody' is not known"): method_settings("nobody")
 
 
