@@ -206,6 +206,7 @@ def disagreements(ini: Mapping[str, str], toml: str) -> list[str]:
         "e-mail": (ini["author_email"], project["authors"][0]["email"]),
         "requirements": (requirement_list(ini["requirements"]), set(project["dependencies"])),
         "dev requirements": (requirement_list(ini["dev_requirements"]), set(project["optional-dependencies"]["dev"])),
+        "docs requirements": (requirement_list(ini["docs_requirements"]), set(project["optional-dependencies"]["docs"])),
         "console script": (requirement_list(ini["console_scripts"]), scripts),
     }
     return [f"{what}: settings.ini has {ours}, pyproject.toml {theirs}" for what, (ours, theirs) in pairs.items()

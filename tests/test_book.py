@@ -210,7 +210,8 @@ def test_version_is_the_packages():
 
 @pytest.mark.parametrize("field, wrong", [
     ("version", "0.0.9"), ("min_python", "3.8"), ("license", "mit"), ("description", "Something else"),
-    ("requirements", "torch>=1.0"), ("dev_requirements", "nbdev"), ("console_scripts", "pzsl=pzsl_nb.main:main"),
+    ("requirements", "torch>=1.0"), ("dev_requirements", "nbdev"), ("docs_requirements", "sphinx"),
+    ("console_scripts", "pzsl=pzsl_nb.main:main"),
 ])
 def test_a_disagreement_is_seen(field, wrong):
     toml = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
