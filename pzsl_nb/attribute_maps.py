@@ -7,6 +7,7 @@ __all__ = ['candidate_sums', 'ridge', 'SignatureModel', 'ESZSL', 'AttributeMap']
 
 # %% ../nbs/47_attribute_maps.ipynb #47-002
 from collections.abc import Callable
+from typing import Any
 
 import torch, torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +54,7 @@ class SignatureModel(CLIPPZSLModel):
         seen: Tensor,               # (C,) bool
         logit_scale: float = 100.,  # CLIP's scale of cosines
         attributes: Tensor | None = None,  # (C, a); None: label features take their place
-        strength: float = 1.,        # of ridge penalties, in mean eigenvalues
+        strength: float = 1.,       # of ridge penalties, in mean eigenvalues
     ):
         super().__init__(label_features, seen, logit_scale, adapter=False, self_attention=False, cross_attention=False)
         if attributes is not None and len(attributes) != len(seen):
@@ -64,10 +65,7 @@ class SignatureModel(CLIPPZSLModel):
         for name, shape in {"map": (d, a), "centre": (d,), "common": (a,)}.items():
             self.register_buffer(name, label_features.new_zeros(shape))
 
-    def signatures(
-        self,
-        label_features: Tensor,  # (C, d) of the labels asked for
-    ) -> Tensor:                 # (C, a) relative to their mean
+    def signatures(self, label_features: Tensor) -> Tensor:  # (C, a) relative to their mean
         "Attributes of the classes, or their label features where there are none."
         given = getattr(self, "attributes", label_features)
         if len(label_features) != len(given):
@@ -75,13 +73,7 @@ class SignatureModel(CLIPPZSLModel):
                             "attributes; a class that is added by name needs a method that reads names, as clip-pzsl")
         return F.normalize(given, dim=1) - self.common
 
-    def remember(
-        self,
-        x: Tensor,               # (n, d) image features
-        beliefs: Tensor,         # (nnz,) weight of each candidate
-        sets: CandidateSets,     # n candidate sets
-        label_features: Tensor,  # (C, d)
-    ) -> None:
+    def remember(self, x: Tensor, beliefs: Tensor, sets: CandidateSets, label_features: Tensor) -> None:
         "Compute the map."
         gram, total, by_class = candidate_sums(x, beliefs, sets)
         centre, mass = total/len(sets), torch.zeros(sets.n_classes, dtype=torch.float64)
@@ -92,20 +84,11 @@ class SignatureModel(CLIPPZSLModel):
         right = (by_class[seen] - mass[seen, None]*centre).T @ a   # sum of x times the mean signature of its set
         self.map = self.solve(gram - len(sets)*torch.outer(centre, centre), right, a).to(self.map)
 
-    def images(
-        self,
-        x: Tensor,          # (b, d) unit length
-        trust: float = 1.,  # 0: CLIP, 1: the map
-    ) -> Tensor:            # (b, k)
+    def images(self, x: Tensor, trust: float = 1.) -> Tensor:  # (b, k)
         "The image, and what the map makes of it; while training, when labels may be a sample, CLIP's alone."
         return self._blend(x, lambda: self.mapped_images(x - self.centre), trust)
 
-    def labels(
-        self,
-        label_features: Tensor,  # (C, d) unit length
-        trust: float = 1.,       # 0: CLIP, 1: the map
-        memory: tuple[Tensor, Tensor] | None = None,  # not used
-    ) -> Tensor:                 # (C, k)
+    def labels(self, label_features: Tensor, trust: float = 1., memory: Any = None) -> Tensor:  # (C, k)
         "The label feature, and what the map makes of the signature."
         return self._blend(label_features, lambda: self.mapped_labels(self.signatures(label_features)), trust)
 
@@ -117,12 +100,7 @@ class SignatureModel(CLIPPZSLModel):
 # %% ../nbs/47_attribute_maps.ipynb #47-010
 class ESZSL(SignatureModel):
     "A bilinear score of image and signature in closed form (ESZSL, ICML 2015, eq. 8)."
-    def solve(
-        self,
-        gram: Tensor,   # (d, d) of centred images
-        right: Tensor,  # (d, a) X'Y A
-        a: Tensor,      # (C_s, a) signatures
-    ) -> Tensor:        # (d, a) V
+    def solve(self, gram: Tensor, right: Tensor, a: Tensor) -> Tensor:  # (d, a) V
         "The bilinear form."
         V = ridge(a.T @ a, ridge(gram, right, self.strength).T, self.strength).T
         return V/(a @ V.T).norm(dim=1).mean().clamp_min(1e-12)   # V is zero where weights say nothing
@@ -133,12 +111,7 @@ class ESZSL(SignatureModel):
 # %% ../nbs/47_attribute_maps.ipynb #47-013
 class AttributeMap(SignatureModel):
     "Ridge regression from images to signatures, compared by cosine (linear map, as in DAP, CVPR 2009)."
-    def solve(
-        self,
-        gram: Tensor,   # (d, d) of centred images
-        right: Tensor,  # (d, a) X'W A
-        a: Tensor,      # (C_s, a) signatures, not used
-    ) -> Tensor:        # (d, a)
+    def solve(self, gram: Tensor, right: Tensor, a: Tensor) -> Tensor:  # (d, a)
         "The regression."
         return ridge(gram, right, self.strength)
 

@@ -6,6 +6,8 @@
 __all__ = ['SharedOffset', 'TipAdapter']
 
 # %% ../nbs/46_peers.ipynb #46-002
+from typing import Any
+
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,12 +30,7 @@ class SharedOffset(CLIPPZSLModel):
 
     def remember(self, x, beliefs, sets, label_features): pass   # nothing here looks at images' prototypes
 
-    def labels(
-        self,
-        label_features: Tensor,  # (C, d) unit length; any labels
-        trust: float = 1.,       # 0 to 1
-        memory: tuple[Tensor, Tensor] | None = None,  # not used
-    ) -> Tensor:                 # (C, d) unit length
+    def labels(self, label_features: Tensor, trust: float = 1., memory: Any = None) -> Tensor:  # (C, d) unit length
         "Label features, moved together."
         return F.normalize(label_features + trust*self.offset, dim=1)
 
@@ -57,13 +54,7 @@ class TipAdapter(CLIPPZSLModel):
         self.register_buffer("keys", label_features.new_zeros(classes*self.shots, label_features.shape[1]))
         self.register_buffer("values", label_features.new_zeros(classes, self.shots))
 
-    def remember(
-        self,
-        x: Tensor,               # (n, d) image features
-        beliefs: Tensor,         # (nnz,) weight of each candidate
-        sets: CandidateSets,     # n candidate sets
-        label_features: Tensor,  # (C, d), not used
-    ) -> None:
+    def remember(self, x: Tensor, beliefs: Tensor, sets: CandidateSets, label_features: Tensor) -> None:
         "Fill the cache: of every class the most believed images, the earlier one of equals."
         order = beliefs.argsort(descending=True, stable=True)
         order = order[sets.indices[order].argsort(stable=True)]   # by class, and by belief within a class
@@ -76,12 +67,7 @@ class TipAdapter(CLIPPZSLModel):
         flat = torch.zeros_like(self.values).view(-1)
         self.values = flat.index_copy(0, place, beliefs[order].to(flat)).view_as(self.values)
 
-    def score(
-        self,
-        images: Tensor,     # (b, d) unit length
-        labels: Tensor,     # (C, d) labels of training in their order, perhaps followed by new ones
-        trust: float = 1.,  # 0: CLIP alone, 1: the whole cache
-    ) -> Tensor:            # (b, C) logits
+    def score(self, images: Tensor, labels: Tensor, trust: float = 1.) -> Tensor:  # (b, C) logits
         "CLIP's scores, and trust times what the cache adds to seen classes; while training, CLIP's alone."
         z = super().score(images, labels)
         if self.training or trust == 0: return z   # nothing is trained, and a step may show a sample of labels only
