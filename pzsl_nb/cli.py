@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Candidates', 'Seed', 'Device', 'Encoder', 'Descriptions', 'MinVotes', 'OnError', 'Cache', 'Workers',
            'Download', 'Fresh', 'Settings', 'Resume', 'Force', 'Debug', 'Run', 'Table', 'main', 'results_text',
-           'ablation_text', 'run_command', 'check', 'extract', 'labels', 'predict', 'ablate', 'compare', 'pretrain']
+           'ablation_text', 'run_command', 'check', 'extract', 'labels', 'predict', 'ablate', 'compare', 'report',
+           'pretrain']
 
 # %% ../nbs/60_cli.ipynb #60-003
 import contextlib, csv, os, shlex, sys, warnings
@@ -558,7 +559,7 @@ def ablate(
 def _prepare_comparison(out: Path, force: bool) -> None:
     "Refuse a folder that is not to be touched; begin anew with `force`."
     tables = (f"table.{ending}" for ending in ("txt", "md", "csv", "tex", "html"))
-    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", *tables}
+    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", "report.html", *tables}
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
         raise PZSLError(f"{out}: is not the folder of a comparison, or holds other files; choose another with --out")
     for name in ours - {"figures"} if force else (): (out/name).unlink(missing_ok=True)   # figures are drawn over
@@ -624,6 +625,26 @@ def compare(
 
 # %% ../nbs/60_cli.ipynb #60-065
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", show_default=False, help=
+        "Folders of finished runs or of comparisons.")],
+    out: Annotated[Optional[Path], Option("--out", metavar="FILE.html", help=
+        "The page. Without it: report.html in the folder, if it is only one.")] = None,
+    device: Device = "auto",
+    cache: Cache = None,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write one page about runs: results, figures, a map of the images, and those that deserve a second look.
+
+    The page is one file without any link to the network. Pictures are looked up where the run found them; where they
+    are gone, the page says so and does without.
+    """
+    from pzsl_nb.report import write_report
+    print(f"Report: {write_report(runs, out, cache_dir=_cache_dir('', cache), device=device, force=force)}")
+
+# %% ../nbs/60_cli.ipynb #60-068
+@app.command()
 def pretrain(
     out: Annotated[Path, Option("--out", metavar="DIR", help="Folder to make, in open_clip's format.")],
     steps: Annotated[int, Option("--steps", help=
@@ -643,6 +664,6 @@ def pretrain(
     print(f"Final loss {record['final_loss']} after {record['steps']} steps, {record['seconds']:.0f} s. "
           f"Use it as local-dir:{out}")
 
-# %% ../nbs/60_cli.ipynb #60-070
+# %% ../nbs/60_cli.ipynb #60-073
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules: sys.exit(main())   # python -m pzsl_nb.cli, not a notebook
