@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from functools import reduce
+from itertools import groupby
 from pathlib import Path
 
 from docutils import nodes
@@ -39,7 +40,6 @@ myst_heading_anchors = 4
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"exclude-members": "set_fit_request, set_predict_request, set_score_request"}   # scikit-learn's
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 viewcode_line_numbers = True
@@ -56,11 +56,15 @@ html_theme_options = {"source_repository": settings["git_url"], "source_branch":
                       "source_directory": f"{settings['nbs_path']}/"}
 pygments_style, pygments_dark_style = "default", "github-dark"
 
+NBS = ROOT / settings["nbs_path"]
+CHAPTERS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(NBS.glob("[0-9]*.ipynb"))}
+TITLES = {name: re.search(r'"# (.+?)(\\n)?"', text)[1] for name, text in CHAPTERS.items()}
 BANDS = ["ground", "data", "features", "method", "measure", "experiments", "faces"]
 CONTENTS = {
     "Start": ["idea", "tutorials/*", "extending"],
     "Results": ["results/*"],
-    **{f"{number} {band}": [f"{number}*"] for number, band in enumerate(BANDS)},
+    **{f"{band} {what}": [f"{name[:2]} {title} <{name}>" for name, title in TITLES.items() if name[0] == str(band)]
+       for band, what in enumerate(BANDS)},
     "Reference": ["api/index"],
 }
 
@@ -68,8 +72,10 @@ CONTENTS = {
 # Notebooks
 
 def name_links(cell, lookup=NbdevLookup()):
-    "As nbdev's `add_links`, but to the reference of this site; code blocks, headings and links stay as they are."
+    "As nbdev's `add_links`, but to pages of this site; code blocks, headings and links stay as they are."
     def link(match):
+        if match[1] in TITLES:
+            return f"[{match[0]}](/{match[1]}.ipynb)"
         found = lookup.syms.get(match[1])
         module = found[1].removesuffix(".py").replace("/", ".") if isinstance(found, tuple) else ""
         if not module.startswith(f"{project}.") or module == f"{project}.cli":   # commands are no Python names
@@ -82,11 +88,17 @@ def name_links(cell, lookup=NbdevLookup()):
 
 
 class for_sphinx(processors.Processor):
-    "`show_doc` becomes autodoc's; what `#|` tells Quarto is told to MyST-NB by tags."
+    "`show_doc` becomes autodoc's, save where the source is shown; what `#|` tells Quarto is told to MyST-NB by tags."
     def __init__(self, nb):
         super().__init__(nb)
         self.module = next((f"{project}.{cell.directives_['default_exp'][0]}" for cell in nb.cells
                             if "default_exp" in cell.directives_), project)
+        for cell in nb.cells:
+            cell.directives_.pop("exports", None)   # the signature with its comments stands in the source
+
+    def begin(self):
+        runs = groupby(self.nb.cells, lambda cell: getattr(cell, "has_sd", False))
+        self.nb.cells = [cell for added, run in runs for cell in (reversed([*run]) if added else run)]
 
     def cell(self, cell):
         if cell.cell_type != "code":
@@ -106,9 +118,9 @@ class for_sphinx(processors.Processor):
 class Site(processors.FilterDefaults):
     "nbdev's processors without those that run code or write for Quarto."
     def base_procs(self):
-        others = ["FrontmatterProc", "insert_warning", "clean_show_doc", "exec_show_docs", "add_links", "add_fold"]
-        kept = [proc for proc in super().base_procs() if proc.__name__ not in others]
-        return [name_links, *kept, for_sphinx]
+        first = [processors.populate_language, name_links, processors.add_show_docs, for_sphinx]
+        left_out = ["FrontmatterProc", "insert_warning", "clean_show_doc", "exec_show_docs", "add_links", "add_fold"]
+        return first + [proc for proc in super().base_procs() if proc not in first and proc.__name__ not in left_out]
 
 
 def read(app, docname, source):
@@ -120,6 +132,7 @@ def read(app, docname, source):
         if docname == "index":
             notebook.cells.append(mk_cell(contents(), "markdown"))
         Site()(notebook)
+        notebook.metadata["source_map"] = [100*i for i, _ in enumerate(notebook.cells)]   # a warning's line 305 is in cell 3
         source[0] = json.dumps(nb2dict(notebook))
 
 
@@ -132,13 +145,12 @@ def contents():
 
 def write_reference(app, config):
     "A page for each module, in the order of the book, and one that lists them; git does not track them."
-    sources = [page.read_text(encoding="utf-8") for page in sorted((ROOT / settings["nbs_path"]).glob("[0-9]*.ipynb"))]
-    modules = re.findall(r'"#\| default_exp (\w+)', "".join(sources))
+    modules = re.findall(r'"#\| default_exp (\w+)', "".join(CHAPTERS.values()))
     table = f".. autosummary::\n\n   {project}." + f"\n   {project}.".join(modules)
     tree = ".. toctree::\n   :hidden:\n\n   " + "\n   ".join(modules)
-    pages = {name: f".. automodule:: {project}.{name}\n   :members:\n   :undoc-members:\n" for name in modules}
+    pages = {name: f".. automodule:: {project}.{name}\n   :members:\n" for name in modules}
     pages["index"] = f"Every public name of the package. The chapters explain; here one looks up.\n\n{table}\n\n{tree}\n"
-    folder = ROOT / settings["nbs_path"] / "api"
+    folder = NBS / "api"
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.rst"):
         old.unlink()
@@ -147,17 +159,33 @@ def write_reference(app, config):
         (folder / f"{name}.rst").write_text(f"{title}\n{'='*len(title)}\n\n{text}", encoding="utf-8")
 
 
+def no_source(app, pagename, template, context, doctree):
+    "What is made here cannot be edited there."
+    if pagename.startswith("api/"):
+        context["page_source_suffix"] = ""
+
+
 def rst(text):
     "A docstring in the notebooks' Markdown, as reStructuredText."
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(f"\\ {part}\\ " if i % 2 else re.sub(r"([|\\]|_(?!\w))", r"\\\1", part) for i, part in enumerate(parts))
 
 
+def left_out(app, what, name, thing, skip, options):
+    "Fields stand among the parameters of their class; methods are listed with and without a docstring."
+    if what == "class" and not name.startswith("_"):
+        made = getattr(thing, "fget", None) or getattr(thing, "func", None) or getattr(thing, "__func__", thing)
+        return not (inspect.isfunction(made) and made.__module__.startswith(project))   # scikit-learn adds some
+
+
 def parameters(app, what, name, thing, options, lines):
     "Comments beside parameters become fields."
     lines[:] = rst("\n".join(lines)).splitlines()
     if what in ("function", "method", "class"):
-        notes = {key: note for key, note in docments(thing, returns=True).items() if note}
+        found = docments(thing)
+        if hasattr(thing, "_fields"):   # a named tuple, which docments does not read
+            found = dict(re.findall(r"^ +(\w+): [^#\n]*# *(.+)$", inspect.getsource(thing), re.M))
+        notes = {key: note for key, note in found.items() if note}
         lines += ["", *(f":{'returns' if key == 'return' else f'param {key}'}: {rst(' '.join(note.split()))}"
                         for key, note in notes.items()), ""]
 
@@ -177,5 +205,7 @@ def block(self, node):
 def setup(app):
     app.connect("config-inited", write_reference)
     app.connect("source-read", read)
+    app.connect("html-page-context", no_source)
+    app.connect("autodoc-skip-member", left_out)
     app.connect("autodoc-process-docstring", parameters)
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
