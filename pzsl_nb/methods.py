@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from .attribute_maps import AttributeMap, ESZSL
-from .baselines import AverageLoss, CandidateNLL, ClassActivation, LeveragedWeighted, RiskConsistent
+from .baselines import AverageLoss, CandidateNLL, ClassActivation, LeveragedWeighted, Progressive, RiskConsistent
 from .core import PZSLError, listing
 from .peers import SharedOffset, TipAdapter
 from .purification import Purification
@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "supervised": {},   # with the true labels in place of candidate sets
     "cc": {"objective": CandidateNLL(), **_PEER},
     "rc": {"objective": RiskConsistent(), **_PEER},
-    "proden": {"alignment": 0., "unseen": 0., **_PEER},
+    "proden": {"objective": Progressive(), **_PEER},
     "lws": {"objective": LeveragedWeighted(), **_PEER},
     "cavl": {"objective": ClassActivation(), **_PEER},
     "abs-gce": {"objective": AverageLoss(), **_PEER},
