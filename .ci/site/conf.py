@@ -19,6 +19,7 @@ from fastcore.docments import docments
 from latex2mathml.converter import convert
 from nbdev import processors
 from nbdev.doclinks import NbdevLookup
+import ziamath   # for its font
 
 ROOT = Path(__file__).resolve().parents[2]
 settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
@@ -47,8 +48,8 @@ viewcode_line_numbers = True
 html_theme = "furo"
 html_title = project
 html_favicon = "static/icon.svg"
-html_static_path = ["static"]
-html_css_files = ["site.css"]
+html_static_path = ["static", str(Path(ziamath.__file__).parent / "fonts" / "STIXTwoMath-Regular.ttf")]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_baseurl = f"{settings['doc_host']}{settings['doc_baseurl']}/"
@@ -190,7 +191,7 @@ def parameters(app, what, name, thing, options, lines):
                         for key, note in notes.items()), ""]
 
 
-# Equations: MathML, which browsers set themselves
+# Equations: MathML, which browsers set themselves, in a font that is theirs or ours
 
 def inline(self, node):
     self.body.append(convert(node.astext()))
