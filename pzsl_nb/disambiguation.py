@@ -94,10 +94,12 @@ class Beliefs:
         position: Tensor,   # (m,) as `batch` gives them
         local_row: Tensor,  # (m,)
         scores: Tensor,     # (m,) the model's scores of these candidates, detached
-    ) -> None:
+    ) -> Tensor:            # (m,) the new weights
         "Move the beliefs of a batch toward the model's opinion."
         opinion = segment_softmax(scores, local_row, int(local_row[-1]) + 1)
-        self.weights[position] = self.momentum*self.weights[position] + (1 - self.momentum)*opinion
+        weights = self.momentum*self.weights[position] + (1 - self.momentum)*opinion
+        self.weights[position] = weights
+        return weights
 
     def settled(
         self,

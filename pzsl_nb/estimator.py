@@ -86,6 +86,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         trust: float | str = "auto",  # 0: frozen CLIP, 1: all that was learned; "auto": by rehearsal
         gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
         folds: int = 3,               # rehearsals
+        averaging: bool = True,       # keep the average of the weights' path, not its end
         negatives: int = 1024,        # labels beside its candidates that a step compares with; more are sampled
         logit_scale: float = 100.,    # CLIP's scale of cosines
         objective: Any = None,        # another learning rule in place of the three terms (see `43_baselines`)
@@ -133,7 +134,7 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
-                   seed, est.device, LabelSampler(seen, est.negatives, seed))
+                   seed, est.device, LabelSampler(seen, est.negatives, seed), est.averaging)
 
 
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor,

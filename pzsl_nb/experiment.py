@@ -57,6 +57,7 @@ class Config:
     trust: float | str = "auto"      # 0: frozen CLIP, 1: all that was learned
     gamma: float | str = "auto"      # taken off seen scores
     folds: int = 3                   # rehearsals
+    averaging: bool = True           # keep the average of the weights' path, not its end
     negatives: int = 1024            # labels beside its candidates that a step compares with
     encoder: str = "auto"            # of pictures: NAME:PRETRAINED, local-dir:FOLDER or embedded
     descriptions: str | None = None  # JSON file: class name -> phrases about it, for label features
@@ -641,6 +642,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no CLIP prior": {"prior_temperature": float("inf")},
     "fixed beliefs": {"momentum": 1.},
     "no inertia": {"momentum": 0.},
+    "no averaging": {"averaging": False},
     "full trust": {"trust": 1.},
     "no calibration": {"gamma": 0.},
     "calibration only": {"trust": 0.},

@@ -45,9 +45,8 @@ class AttentionBranch(nn.Module):
         super().__init__()
         if inner % heads:
             raise PZSLError(f"mining: {heads} heads do not divide the inner width {inner}; choose a divisor")
-        self.heads = heads
-        self.norm_asks, self.norm_answers = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value = (nn.Linear(width, inner, bias=False) for _ in range(3))
+        self.heads, self.head_width = heads, inner//heads
+        self.query, self.key_value = nn.Linear(width, inner, bias=False), nn.Linear(width, 2*inner, bias=False)
         self.out = nn.Linear(inner, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
@@ -56,10 +55,11 @@ class AttentionBranch(nn.Module):
         asks: Tensor,     # (C, d) label tokens
         answers: Tensor,  # (k, d) what they attend to
     ) -> Tensor:          # (C, d) a residual, in the scale of `asks`
-        memory = self.norm_answers(answers)
-        split = lambda v: v.unflatten(-1, (self.heads, -1)).transpose(0, 1)[None]   # (1, heads, tokens, inner/heads)
-        mixed = F.scaled_dot_product_attention(split(self.query(self.norm_asks(asks))),
-                                               split(self.key(memory)), split(self.value(memory)))
+        asks, answers = (F.layer_norm(tokens, tokens.shape[-1:]) for tokens in (asks, answers))
+        query = self.query(asks).unflatten(1, (1, self.heads, self.head_width))
+        key_value = self.key_value(answers).unflatten(1, (2, self.heads, self.head_width))
+        query, key, value = (v.transpose(0, 1)[None] for v in (*query.unbind(1), *key_value.unbind(1)))
+        mixed = F.scaled_dot_product_attention(query, key, value)   # (1, heads, C, inner/heads)
         return self.out(mixed[0].transpose(0, 1).flatten(1))
 
 # %% ../nbs/30_mining.ipynb #30-013
@@ -83,13 +83,13 @@ class SemanticMining(nn.Module):
         prototypes: Tensor,      # (C_s, d) unit length
         neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d)
-        "What the block adds to the label features."
+        "What the block adds to the label features times the root of d."
         size = label_features.shape[1]**.5
-        tokens, added = label_features*size, torch.zeros_like(label_features)
-        others = tokens if neighbours is None else neighbours*size
-        if self.among_labels is not None: added = added + self.among_labels(tokens, others)
-        if self.to_prototypes is not None: added = added + self.to_prototypes(tokens + added, prototypes*size)
-        return added/size
+        tokens = mixed = label_features*size
+        if self.among_labels is not None:
+            mixed = mixed + self.among_labels(tokens, tokens if neighbours is None else neighbours*size)
+        if self.to_prototypes is not None: mixed = mixed + self.to_prototypes(mixed, prototypes*size)
+        return mixed - tokens
 
     def forward(
         self,
@@ -98,4 +98,5 @@ class SemanticMining(nn.Module):
         trust: float = 1.,       # 0: the label features themselves, 1: all that was learned
         neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d) unit length, the label embeddings e
-        return F.normalize(label_features + trust*self.residual(label_features, prototypes, neighbours), dim=1)
+        added = self.residual(label_features, prototypes, neighbours)
+        return F.normalize(torch.add(label_features*label_features.shape[1]**.5, added, alpha=trust), dim=1)

@@ -26,10 +26,9 @@ class Adapter(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (b, d) unit length
+        x: Tensor,  # (b, d) of length sqrt(d): layers are initialised for entries of size 1
     ) -> Tensor:    # (b, d) what is added to x
-        size = x.shape[1]**.5   # layers are initialised for entries of size 1
-        return self.outward(self.inward(x*size).relu())/size
+        return self.outward(self.inward(x).relu())
 
 # %% ../nbs/33_model.ipynb #33-007
 class CLIPPZSLModel(nn.Module):
@@ -70,7 +69,9 @@ class CLIPPZSLModel(nn.Module):
         trust: float = 1.,  # 0 to 1
     ) -> Tensor:            # (b, d) unit length
         "Adapted image features."
-        return x if self.adapter is None else F.normalize(x + trust*self.adapter(x), dim=1)
+        if self.adapter is None: return x
+        x = x*x.shape[1]**.5
+        return F.normalize(torch.add(x, self.adapter(x), alpha=trust), dim=1)
 
     def labels(
         self,
@@ -92,7 +93,7 @@ class CLIPPZSLModel(nn.Module):
         "Scaled cosines."
         with torch.autocast(images.device.type, enabled=False):   # logits near 100 need more digits than bfloat16 has
             kind = torch.promote_types(images.dtype, torch.float32)
-            return self.logit_scale*images.to(kind) @ labels.to(kind).T
+            return images.to(kind) @ (self.logit_scale*labels.to(kind)).T
 
     def forward(
         self,

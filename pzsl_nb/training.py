@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import PZSLError, atomic_path, pick_device, processes, seed_everything
-from .loss import Batch
+from .loss import Batch, at_candidates
 
 # %% ../nbs/34_training.ipynb #34-005
 @contextlib.contextmanager
@@ -50,6 +50,7 @@ class Trainer:
         seed: int = 0,             # of the order of images
         device: str = "auto",      # "auto", "cpu", "cuda", "mps"
         sampler: Callable | None = None,  # candidates of a batch, number of the step -> labels of the step; None: all
+        averaging: bool = True,    # keep the average of the weights' path, not its end
     ):
         self.group, self.device, self.sampler = processes(device), pick_device(device), sampler
         self.amp = self.device.type == "cuda"
@@ -61,16 +62,17 @@ class Trainer:
         self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
+        self.aside = [p.detach().clone() for p in self.model.parameters()] if averaging else []
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         steps = epochs*max(1, -(-len(x)//batch_size))
-        parameters = list(model.parameters())
-        self.optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay) if parameters else None
+        parameters, settings = list(model.parameters()), {"lr": lr, "weight_decay": weight_decay, "fused": True}
+        self.optimiser = torch.optim.AdamW(parameters, **settings) if parameters else None
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
-    def _batch(self, rows: Tensor, step: int) -> tuple[Batch, Tensor]:
-        "The batch as the loss sees it, and the model's own scores of the candidates."
+    def _batch(self, rows: Tensor, step: int) -> Batch:
+        "The batch as the loss sees it; the beliefs have moved toward what the model says of it."
         x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
         position, local_row, classes = self.beliefs.batch(rows.to(self.device))
         part = self.sampler(classes, step) if self.sampler is not None else None
@@ -81,11 +83,13 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             images, labels = self.model.images(x), self.model.labels(t, memory=memory)
         logits = self.model.score(images, labels).float()
-        scores = logits.detach()[local_row, classes]
+        scores = at_candidates(logits.detach(), local_row, classes)
+        weights = (self.beliefs.weights[position] if hasattr(self.loss, "opinion")
+                   else self.beliefs.update(position, local_row, scores))
         if correction is not None: logits = logits + correction
         scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
-        return Batch(logits, scale*x @ t.T, scale, seen, self.beliefs.weights[position], local_row, classes, x, images,
-                     labels, rows, position, ids, self.model, epoch, self.epochs), scores
+        return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
+                     ids, self.model, epoch, self.epochs)
 
     def train_batch(
         self,
@@ -93,25 +97,34 @@ class Trainer:
         step: int,          # number of the step in the whole training
         share: float = 1.,  # of the batch that these rows are
     ) -> dict[str, Tensor]:  # the terms of the loss
-        "One step: scores, loss, gradient, and then the beliefs move."
+        "One step: scores, beliefs, loss, gradient."
         terms = {}
         if self.optimiser is not None: self.optimiser.zero_grad()
         if len(rows):
-            batch, scores = self._batch(rows, step)
+            batch = self._batch(rows, step)
             terms = self.loss(batch)
             if terms["loss"].requires_grad: (share*terms["loss"]).backward()
         if self.optimiser is not None:
             self._sum_gradients()
             self.optimiser.step()
             self.schedule.step()
-        if len(rows): self._move_beliefs(batch, scores)
+            self._average(step)
+        if len(rows) and hasattr(self.loss, "opinion"):
+            with torch.no_grad(): self.beliefs.weights[batch.position] = self.loss.opinion(batch)
         return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
-    def _move_beliefs(self, batch: Batch, scores: Tensor) -> None:
-        "Toward the model's opinion, or to what the learning rule says."
-        if hasattr(self.loss, "opinion"): self.beliefs.weights[batch.position] = self.loss.opinion(batch)
-        else: self.beliefs.update(batch.position, batch.local_row, scores)
+    def _average(self, step: int, eta: float = 3.) -> None:
+        "Move the average toward the weights (polynomial decay: late ones count more)."
+        for mean, p in zip(self.aside, self.model.parameters()): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        "Between epochs the model holds the average, and what the last step left is aside; within one, vice versa."
+        for mean, p in zip(self.aside, self.model.parameters()):
+            last = p.clone()
+            p.copy_(mean)
+            mean.copy_(last)
 
     def _sum_gradients(self) -> None:
         "Add up the gradients of all processes, in one message."
@@ -132,6 +145,7 @@ class Trainer:
     def train_epoch(self) -> dict[str, float]:  # a row of the history
         "One pass over all images in random order; prototypes are taken from the beliefs first."
         begin, total, self.epoch = time.perf_counter(), {}, self.epoch + 1
+        self._swap()
         self.model.train()
         self.model.remember(self.x, self.beliefs.weights, self.beliefs.sets, self.label_features)
         mine = torch.zeros(len(self.x), dtype=torch.bool)
@@ -141,6 +155,7 @@ class Trainer:
             mine[rows] = True
             for name, value in self.train_batch(rows, k, len(rows)/len(batch)).items():
                 total[name] = total.get(name, 0) + value*len(rows)
+        self._swap()
         self.model.eval()
         total = self._exchange(mine, total)
         if hasattr(self.loss, "after_epoch"): self.loss.after_epoch(self.beliefs, self.epoch)
@@ -188,6 +203,7 @@ def save_checkpoint(
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     if isinstance(trainer.loss, nn.Module):
         tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
+    tensors |= {f"aside.{i}": value for i, value in enumerate(trainer.aside)}
     tensors |= {"beliefs": trainer.beliefs.weights, "random": trainer.generator.get_state(),
                 "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
@@ -231,6 +247,7 @@ def load_checkpoint(
                         "epochs; resume with the settings of that run")
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
+    for i, value in enumerate(trainer.aside): value.copy_(tensors[f"aside.{i}"])
     trainer.beliefs.weights = tensors["beliefs"].to(trainer.device)
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]

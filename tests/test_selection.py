@@ -173,7 +173,7 @@ def test_curve_needs_both_sides():
     w = World(9, 3)
     top = TopScores(*(torch.zeros(len(w.y)), w.y)*2)
     for share in (0., 1., float("nan")):
-        with pytest.raises(PZSLError, match="both sides"): estimated_curve(top, w.sets, .3, share)
+        with pytest.raises(PZSLError, match="both sides"): estimated_curve(top, lambda guess: guess.double(), share)
 
 
 def test_plateau_by_hand():
