@@ -134,7 +134,7 @@ def warn(run: FinishedRun) -> Iterator[str]:
     if n < 10*len(seen): yield f"Few images: {n:,} for {len(seen):,} seen classes. Seeds will differ much."
     tested = task["test_seen"] + task["test_unseen"]
     if tested == 0: yield "No test image has a known label, so there is no accuracy to tell."
-    elif tested < 500: yield f"Few test images: of {tested:,}, {100/tested**.5:.0f} points may be chance."
+    elif tested < 500: yield f"Few test images: {tested:,}. {100/tested**.5:.0f} points may be chance."
     yield from task["notes"]
 
 # %% ../nbs/56_report.ipynb #56-018
@@ -167,7 +167,7 @@ def _draw_loss(run: FinishedRun) -> Any:
     table = pd.DataFrame(run.estimator.history_).astype(float).set_index("epoch")
     watched = ["settled", "seconds", "entropy", "flips", "disambiguation_accuracy"]
     table = table.drop(columns=watched, errors="ignore").rename(columns=lambda name: name.replace("_", "-"))
-    ax = table.plot(ax=plt.subplots(figsize=(4.6, 2.8))[1], title="loss and its terms", color=PALETTE, grid=True)
+    ax = table.plot(ax=plt.subplots(figsize=(4.6, 2.8))[1], title="loss and its terms", color=PALETTE, marker=".")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 
@@ -296,9 +296,9 @@ def _comparison_section(folder: Path) -> dict[str, Any]:
         files = sorted(Path(drawn, "figures").glob("*.png"), key=lambda path: ("rlc".index(path.stem[0]), path.stem))
         figures = [(path.stem.replace("_", " "), _uri(path.read_bytes(), "image/png")) for path in files]
     if failed: notes.insert(0, f"{len(failed):,} runs failed; {folder/'errors.jsonl'} says why")
-    made = {json.dumps(row.get("versions")): row.get("versions", {}) for row in rows}
+    made = {json.dumps(row.get("versions")): row.get("versions") or {} for row in rows}
     tables = [("Over all settings (data x rule)", overall_text(rows)), *setting_tables(rows)]
-    tables = [(title, _table(shown.reset_index(), index=False)) for title, shown in tables]
+    tables = [(title, _table(shown.reset_index().rename_axis(columns=None), index=False)) for title, shown in tables]
     return {"name": f"Comparison {folder.resolve().name}", "rows": rows, "warnings": notes, "figures": figures,
             "notes": _NOTES, "made": [*made.values()], "tables": tables}
 
