@@ -117,7 +117,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert min(seconds) < .5, seconds
 
 
-@pytest.mark.parametrize("command", ["run", "check", "extract", "labels", "predict", "ablate", "pretrain"])
+@pytest.mark.parametrize("command", ["run", "check", "extract", "labels", "predict", "ablate", "report", "pretrain"])
 def test_every_command_explains_itself(pzsl, command):
     code, text, err = pzsl(f"{command} --help")
     assert (code, err) == (0, "") and text.startswith(f"Usage: pzsl {command} [OPTIONS]")
