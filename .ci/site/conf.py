@@ -62,7 +62,8 @@ CHAPTERS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(NBS.g
 TITLES = {name: re.search(r'"# (.+?)(\\n)?"', text)[1] for name, text in CHAPTERS.items()}
 BANDS = ["ground", "data", "features", "method", "measure", "experiments", "faces"]
 CONTENTS = {
-    "Start": ["idea", "tutorials/*", "extending"],
+    "Start": ["idea"],
+    "Tutorials": ["tutorials/*", "extending"],
     "Results": ["results/*"],
     **{f"{band} {what}": [f"{name[:2]} {title} <{name}>" for name, title in TITLES.items() if name[0] == str(band)]
        for band, what in enumerate(BANDS)},
@@ -132,6 +133,7 @@ def read(app, docname, source):
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         if docname == "index":
             notebook.cells.append(mk_cell(contents(), "markdown"))
+            app.env.note_reread()   # the next build may find other notebooks
         Site()(notebook)
         notebook.metadata["source_map"] = [100*i for i, _ in enumerate(notebook.cells)]   # a warning's line 305 is in cell 3
         source[0] = json.dumps(nb2dict(notebook))
