@@ -75,11 +75,13 @@ class Beliefs:
         sets: CandidateSets,    # n candidate sets
         weights: Tensor,        # (nnz,) to start from, adding up to 1 in a row
         momentum: float = .3,   # 0: the last opinion, 1: the prior for ever
+        sharpening: float = .6,  # temperature of opinions; 1: as the model says, towards 0: the favourite takes all
     ):
+        if not sharpening > 0: raise PZSLError(f"beliefs: sharpening is {sharpening}; it is a temperature above 0")
         if not 0 <= momentum <= 1: raise PZSLError(f"beliefs: momentum is {momentum}; it must lie between 0 and 1")
         if weights.shape != sets.indices.shape:
             raise PZSLError(f"beliefs: {len(weights):,} weights for {sets.nnz:,} candidates; give one for each")
-        self.sets, self.weights, self.momentum = sets, weights.clone(), momentum
+        self.sets, self.weights, self.momentum, self.sharpening = sets, weights.clone(), momentum, sharpening
 
     def batch(
         self,
@@ -96,7 +98,7 @@ class Beliefs:
         scores: Tensor,     # (m,) the model's scores of these candidates, detached
     ) -> Tensor:            # (m,) the new weights
         "Move the beliefs of a batch toward the model's opinion."
-        opinion = segment_softmax(scores, local_row, int(local_row[-1]) + 1)
+        opinion = segment_softmax(scores/self.sharpening, local_row, int(local_row[-1]) + 1)
         weights = self.momentum*self.weights[position] + (1 - self.momentum)*opinion
         self.weights[position] = weights
         return weights

@@ -77,6 +77,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         alignment: float = .3,        # weight of term (b)
         unseen: float | str = "auto", # weight of term (c); "auto": 0 or 3 by rehearsal
         momentum: float = .3,         # inertia of beliefs
+        sharpening: float = .6,       # temperature of the opinions that beliefs move toward; 1: as the model says
         prior_temperature: float = 1.,  # of the CLIP prior; inf: uniform start
         adapter: bool = True,         # switch: residual on images
         self_attention: bool = True,  # switch: labels look at each other
@@ -130,7 +131,8 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
         torch.manual_seed(seed)
         model = _make_model(est, t, seen, attributes)
-    beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum)
+    beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum,
+                      est.sharpening)
     objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
@@ -348,6 +350,10 @@ def load(
     except KeyError as error: raise PZSLError(f"{checkpoint}: has no {error}; train again") from error
     est = cls(**notes["settings"]).set_params(encoder=encoder, architecture=architecture)
     model = _make_model(est, t, seen, tensors.get("model.attributes"))
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+    try: model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so it is of another "
+                        "version of this program; train again") from error
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
     return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)

@@ -48,6 +48,7 @@ class Config:
     alignment: float = .3            # weight of term (b)
     unseen: float | str = "auto"     # weight of term (c)
     momentum: float = .3             # inertia of beliefs
+    sharpening: float = .6           # temperature of the opinions that beliefs move toward; 1: as the model says
     prior_temperature: float = 1.    # of the CLIP prior; inf: uniform start
     adapter: bool = True             # residual on images
     self_attention: bool = True      # labels look at each other
@@ -105,7 +106,7 @@ class Config:
         return Config.from_dict(self.plain() | pairs)
 
 # %% ../nbs/50_experiment.ipynb #50-008
-_RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7), "momentum": (0, 1),
+_RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7), "momentum": (0, 1), "sharpening": (1e-3, 100),
            "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
            "prior_temperature": (1e-6, float("inf")), "inner": (1, 10**5), "heads": (1, 10**4),
            "cross_entropy": (0, 1e6), "alignment": (0, 1e6), "unseen": (0, 1e6), "negatives": (1, 10**9),
@@ -513,7 +514,7 @@ def _context() -> Any:
     "Where fresh processes come from: a fork server with this package loaded, else new interpreters."
     if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pzsl_nb.experiment"])
+    context.set_forkserver_preload(["pzsl_nb.experiment", "torch._dynamo"])   # an optimiser loads it: seconds, once
     return context
 
 
@@ -642,6 +643,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no CLIP prior": {"prior_temperature": float("inf")},
     "fixed beliefs": {"momentum": 1.},
     "no inertia": {"momentum": 0.},
+    "no sharpening": {"sharpening": 1.},
     "no averaging": {"averaging": False},
     "full trust": {"trust": 1.},
     "no calibration": {"gamma": 0.},

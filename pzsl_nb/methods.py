@@ -17,7 +17,7 @@ from .purification import Purification
 from .views import Consistency, ContrastivePrototypes, PrototypeAlignment
 
 # %% ../nbs/48_methods.ipynb #48-005
-_PEER = {"prior_temperature": math.inf, "momentum": 0.}
+_PEER = {"prior_temperature": math.inf, "momentum": 0., "sharpening": 1.}
 _CLOSED = {"epochs": 1, "momentum": 1., "alignment": 0., "unseen": 0.}   # one pass in which nothing is trained
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -160,7 +160,7 @@ def foreign_imports(source: str, requirements: Sequence[str]) -> list[str]:
 def broken_walls(module: str, source: str) -> list[str]:
     "Nothing imports the command line; the method's parts do not know what they are built into."
     forbidden = WALLS.get(module, set()) | {"cli"}
-    source = source.replace("from .loss import Batch\n", "")   # the bundle that training hands to a loss is no loss
+    source = re.sub(r"from \.loss import Batch(, at_candidates)?\n", "", source)   # a bundle and a gather are no loss
     return [f"{module} imports {other}" for other in sorted(set(book_imports(source)) & forbidden)]
 
 

@@ -133,7 +133,6 @@ def read(app, docname, source):
         notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
         if docname == "index":
             notebook.cells.append(mk_cell(contents(), "markdown"))
-            app.env.note_reread()   # the next build may find other notebooks
         Site()(notebook)
         notebook.metadata["source_map"] = [100*i for i, _ in enumerate(notebook.cells)]   # a warning's line 305 is in cell 3
         source[0] = json.dumps(nb2dict(notebook))
