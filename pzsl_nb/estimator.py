@@ -353,7 +353,7 @@ def load(
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     try: model.load_state_dict(weights)
     except RuntimeError as error:
-        raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so it is of another "
-                        "version of this program; train again") from error
+        raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so another version of "
+                        "this program wrote it; train again") from error
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
     return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)

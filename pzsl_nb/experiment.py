@@ -106,7 +106,8 @@ class Config:
         return Config.from_dict(self.plain() | pairs)
 
 # %% ../nbs/50_experiment.ipynb #50-008
-_RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7), "momentum": (0, 1), "sharpening": (1e-3, 100),
+_RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7),
+           "momentum": (0, 1), "sharpening": (1e-3, 100),
            "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
            "prior_temperature": (1e-6, float("inf")), "inner": (1, 10**5), "heads": (1, 10**4),
            "cross_entropy": (0, 1e6), "alignment": (0, 1e6), "unseen": (0, 1e6), "negatives": (1, 10**9),
