@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PZSLError', 'listing', 'patch_to', 'seed_everything', 'pick_device', 'atomic_path', 'write_json', 'read_json',
-           'read_npz', 'content_hash', 'rows_at_once', 'Processes', 'processes', 'peak_memory_mb']
+           'read_npz', 'content_hash', 'rows_at_once', 'Processes', 'processes', 'peak_memory_mb', 'progress_bar',
+           'html_table']
 
 # %% ../nbs/00_core.ipynb #00-003
-import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, zipfile, zlib
+import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, warnings, zipfile, zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,3 +306,52 @@ def peak_memory_mb() -> float:
     try: import resource
     except ImportError: return math.nan   # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(2**20 if sys.platform == "darwin" else 2**10)
+
+# %% ../nbs/00_core.ipynb #00-058
+def _tqdm() -> type:
+    "The bar that suits this place; a notebook without ipywidgets gets text, and no word about it."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm
+
+
+if "ipykernel" in sys.modules: _tqdm()   # the word is said at the first import, and open_clip imports it too
+
+
+class _Log:
+    "Takes what tqdm writes, and passes on its states as lines."
+    def write(self, text: str) -> None:
+        if state := text.strip(): sys.stderr.write(state + "\n")
+
+    def flush(self) -> None: sys.stderr.flush()
+
+
+def progress_bar(
+    *steps: Iterable,     # what is gone through; without it, `update` counts
+    shown: bool = True,   # False: nothing is printed
+    **more: Any,          # as tqdm takes it: total, initial, desc, unit
+) -> Any:
+    "A tqdm bar that is right in notebook, terminal and log."
+    moves = "ipykernel" in sys.modules or getattr(sys.stderr, "isatty", bool)()
+    log = {} if moves else {"file": _Log(), "mininterval": 30, "maxinterval": 30}
+    return _tqdm()(*steps, disable=not shown, **log | more)
+
+# %% ../nbs/00_core.ipynb #00-062
+def html_table(
+    rows: Iterable[Mapping],   # plain values, or PIL pictures
+    title: str,                # stands over the table
+    bars: Iterable[str] = (),  # columns of shares, 0 to 1
+) -> str:
+    "A table as HTML for notebooks, escaped; numbers as people read them, shares as percent with a bar."
+    import base64, html
+    from pandas import DataFrame
+    from pandas.io.formats.style import Styler
+    def shown(value):   # text comes escaped
+        if not hasattr(value, "_repr_png_"): return f"{value:,}" if isinstance(value, int) else value
+        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(value._repr_png_()).decode()}">'
+    frame = DataFrame(list(rows), dtype=object).astype(dict.fromkeys(bars, float))
+    name = hashlib.sha256(repr([title, frame[[*bars]].values.tolist()]).encode()).hexdigest()[:8]   # of its styles
+    style = Styler(frame, uuid=name, cell_ids=False).hide(axis="index").set_caption(html.escape(title))
+    style = style.format(shown, escape="html", na_rep="–").format("{:.1%}", subset=[*bars], na_rep="–")
+    return style.bar(subset=[*bars], vmin=0, vmax=1, color="#0072B255").to_html()
