@@ -198,7 +198,7 @@ def disagreements(ini: Mapping[str, str], toml: str) -> list[str]:
     licences = {"apache2": "Apache-2.0"}
     pairs = {
         "name": (ini["lib_name"], project["name"]),
-        "version": (ini["version"], project["version"]),
+        "version": (["version"], project.get("dynamic")),   # one place: settings.ini, by way of the package
         "description": (ini["description"], project["description"]),
         "python": (f">={ini['min_python']}", project["requires-python"]),
         "licence": (licences.get(ini["license"]), project["license"]),
