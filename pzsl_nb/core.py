@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PZSLError', 'listing', 'patch_to', 'seed_everything', 'pick_device', 'atomic_path', 'write_json', 'read_json',
            'read_npz', 'content_hash', 'rows_at_once', 'Processes', 'processes', 'peak_memory_mb', 'progress_bar',
-           'html_table']
+           'html_table', 'deprecated']
 
 # %% ../nbs/00_core.ipynb #00-003
 import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, warnings, zipfile, zlib
@@ -355,3 +355,26 @@ def html_table(
     style = Styler(frame, uuid=name, cell_ids=False).hide(axis="index").set_caption(html.escape(title))
     style = style.format(shown, escape="html", na_rep="–").format("{:.1%}", subset=[*bars], na_rep="–")
     return style.bar(subset=[*bars], vmin=0, vmax=1, color="#0072B255").to_html()
+
+# %% ../nbs/00_core.ipynb #00-065
+def deprecated(
+    removed_in: str,     # version in which the old name is gone: "1.0"
+    instead: str = "",   # what to use in place of the whole function
+    **renamed: str,      # or of parameters only: the old name = "the new one"
+) -> Callable:
+    "Decorator: what is old still works, with a `DeprecationWarning` that says until when and what comes instead."
+    def decorate(function):
+        def warn(old, new):
+            warnings.warn(f"{old} is deprecated and will be removed in version {removed_in}; use {new}",
+                          DeprecationWarning, stacklevel=3)
+        @functools.wraps(function)
+        def wrapper(*args, **kwargs):
+            if not renamed: warn(function.__qualname__, instead)
+            for old in [old for old in renamed if old in kwargs]:
+                new, where = renamed[old], f"{function.__qualname__}: {old}"
+                if new in kwargs: raise PZSLError(f"{where} is the old name of {new}, and both are given; give {new}")
+                warn(where, new)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+        return wrapper
+    return decorate
