@@ -67,7 +67,7 @@ CONTENTS = {
     "Results": ["results/*"],
     **{f"{band} {what}": [f"{name[:2]} {title} <{name}>" for name, title in TITLES.items() if name[0] == str(band)]
        for band, what in enumerate(BANDS)},
-    "Reference": ["api/index"],
+    "Reference": ["api/index", "model_card", "data_statement"],
 }
 
 
