@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Findings', 'examine', 'findings_text', 'draw_samples']
 
-# %% ../nbs/24_check.ipynb #24-003
+# %% ../nbs/24_check.ipynb #24-002
 import dataclasses, hashlib, textwrap, warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np, torch
 from PIL import Image
-from tqdm import tqdm
 
-from .core import PZSLError, atomic_path, listing
+from .core import PZSLError, atomic_path, listing, progress_bar
 from .extract import in_order, open_picture, try_picture
 from .images import Paths, PictureSet
 from .task import CandidateSets, Task
 
-# %% ../nbs/24_check.ipynb #24-006
+# %% ../nbs/24_check.ipynb #24-005
 _LOOK = np.dtype([("key", np.uint64), ("width", np.uint32), ("height", np.uint32)])   # all zero: a broken picture
 
 
@@ -47,7 +46,7 @@ def _called(found: PictureSet | Task, split: str, row: int) -> str:
     name = names[row] if isinstance(names, (list, tuple, Paths, np.ndarray)) else None
     return _printable(str(name) if isinstance(name, (str, Path)) else f"{split} row {row}")
 
-# %% ../nbs/24_check.ipynb #24-008
+# %% ../nbs/24_check.ipynb #24-007
 _LISTED = 100   # examples that are kept of anything
 
 
@@ -69,7 +68,7 @@ def _copies(found: PictureSet | Task, train: np.ndarray, test: np.ndarray) -> di
             **{kind: int(mask.sum()) for kind, mask in kinds.items()},
             "pairs": {kind: [[name(a), name(b)] for a, b in some] for kind, some in pairs.items()}}
 
-# %% ../nbs/24_check.ipynb #24-010
+# %% ../nbs/24_check.ipynb #24-009
 _TOGETHER, _USUAL, _FEW, _ASKED = .95, .5, 10, 200   # shares of sets; numbers of sets
 
 
@@ -90,7 +89,7 @@ def _inseparable(
     return [{"label": class_names[c], "companion": class_names[other], "share": float(share), "sets": int(counts[c])}
             for c, (other, share) in companion.items()]
 
-# %% ../nbs/24_check.ipynb #24-012
+# %% ../nbs/24_check.ipynb #24-011
 @dataclass(frozen=True)
 class Findings:
     "What data hold, in plain values; all names of classes, and at most a hundred examples of anything else."
@@ -116,7 +115,7 @@ class Findings:
         "All of it as dictionaries and lists, for JSON."
         return dataclasses.asdict(self)
 
-# %% ../nbs/24_check.ipynb #24-013
+# %% ../nbs/24_check.ipynb #24-012
 def _sets_facts(found: PictureSet | Task) -> dict[str, Any] | None:
     "Sizes of the candidate sets, and the share of them that holds the truth."
     if (sets := found.candidates) is None: return None
@@ -140,7 +139,7 @@ def _sizes(looks: np.ndarray) -> dict[str, list[int]] | None:
     if len(sizes) == 0: return None
     return {"smallest": sizes[sizes.prod(1).argmin()].tolist(), "largest": sizes[sizes.prod(1).argmax()].tolist()}
 
-# %% ../nbs/24_check.ipynb #24-014
+# %% ../nbs/24_check.ipynb #24-013
 _LOPSIDED, _COVERED = 20, .95   # most by least frequent; sets with the truth
 
 
@@ -162,7 +161,7 @@ def _counted(f: Findings) -> Iterator[tuple[int, str, Sequence[str], str]]:
     yield (f.inseparable["labels"], "labels that (nearly) always come with another one", together,
            "these sets cannot tell them apart: decide some by hand, or make them one class")
 
-# %% ../nbs/24_check.ipynb #24-015
+# %% ../nbs/24_check.ipynb #24-014
 def _warnings(f: Findings) -> Iterator[str]:
     "What is wrong, and what to do about it."
     for count, what, examples, mend in _counted(f):
@@ -176,7 +175,7 @@ def _warnings(f: Findings) -> Iterator[str]:
             yield (f"{b['most']} is {what} {b['ratio']:,.0f} times as often as {b['least']} ({b['most_count']:,} : "
                    f"{b['least_count']:,}); bring more of the rare classes")
 
-# %% ../nbs/24_check.ipynb #24-016
+# %% ../nbs/24_check.ipynb #24-015
 def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) -> tuple[dict, dict]:
     "Looks (n,) at training and at test rows, and what is broken among them."
     if isinstance(found, PictureSet): parts, look = {"train": found.train, "test": found.test}, try_picture
@@ -184,7 +183,7 @@ def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) 
         parts, workers = {"train": found.features, "test": found.test_features}, workers or 0
         look = lambda use, rows, row: use(rows[row:row + 1].float().numpy())
     looks, broken = {}, {"train": 0, "test": 0, "pictures": []}
-    bar = tqdm(total=sum(map(len, parts.values())), desc="check", unit="row", disable=not progress)
+    bar = progress_bar(total=sum(map(len, parts.values())), desc="check", unit="row", shown=progress)
     with bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")      # on small blemishes, picture by picture
         for split, rows in parts.items():
@@ -197,7 +196,7 @@ def _look_at_all(found: PictureSet | Task, workers: int | None, progress: bool) 
                     broken["pictures"].append({"split": split, "picture": _called(found, split, row), "reason": seen})
     return looks, broken
 
-# %% ../nbs/24_check.ipynb #24-017
+# %% ../nbs/24_check.ipynb #24-016
 def examine(
     found: PictureSet | Task,     # what a source has read
     *,
@@ -224,7 +223,7 @@ def examine(
         _sizes(np.concatenate([*looks.values()])) if of_pictures else None, list(found.notes), [])
     return dataclasses.replace(findings, warnings=[*_warnings(findings)])
 
-# %% ../nbs/24_check.ipynb #24-019
+# %% ../nbs/24_check.ipynb #24-018
 def _facts(f: Findings) -> Iterator[tuple[str, str]]:
     "Heading and sentence of everything that was counted."
     yield "rows", f"{f.train:,} for training; {f.test:,} for the test, {f.test_known:,} of known class ({f.of})"
@@ -243,7 +242,7 @@ def _facts(f: Findings) -> Iterator[tuple[str, str]]:
     if f.sizes: yield "pixels", "{} x {} to {} x {}".format(*f.sizes["smallest"], *f.sizes["largest"])
     for note in f.notes: yield "note", note
 
-# %% ../nbs/24_check.ipynb #24-020
+# %% ../nbs/24_check.ipynb #24-019
 def findings_text(
     findings: Findings,
     most: int = 10,  # broken pictures that are listed
@@ -260,7 +259,7 @@ def findings_text(
         shown.append(fill.fill(_printable(text)))
     return "\n".join(shown)
 
-# %% ../nbs/24_check.ipynb #24-022
+# %% ../nbs/24_check.ipynb #24-021
 def _some_pictures(found: PictureSet | Task, count: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     "Training rows in random order, with small pictures; what is broken is passed over."
     n = len(found.train if isinstance(found, PictureSet) else found.features)
@@ -282,7 +281,7 @@ def _said(found: PictureSet | Task, row: int, most: int = 8) -> tuple[str, bool]
     if len(others) > most: lines.append(f"{len(others) - most:,} more")
     return "\nor ".join(line if len(line) <= 26 else line[:23] + "..." for line in lines), lost
 
-# %% ../nbs/24_check.ipynb #24-023
+# %% ../nbs/24_check.ipynb #24-022
 _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
@@ -311,7 +310,7 @@ def _draw_counts(figure: Any, found: PictureSet | Task) -> None:
     ax.set(xlabel="class, the most frequent first", ylabel="rows", ylim=(0, None))
     ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/24_check.ipynb #24-024
+# %% ../nbs/24_check.ipynb #24-023
 def draw_samples(
     found: PictureSet | Task,  # what a source has read
     path: str | Path,          # the PNG file to write

@@ -316,7 +316,7 @@ def _tqdm() -> type:
     return tqdm
 
 
-if "ipykernel" in sys.modules: _tqdm()   # the word is said at the first import, and open_clip imports it too
+if "ipykernel.zmqshell" in sys.modules: _tqdm()   # the word is said at the first import, and open_clip imports it too
 
 
 class _Log:
@@ -333,7 +333,7 @@ def progress_bar(
     **more: Any,          # as tqdm takes it: total, initial, desc, unit
 ) -> Any:
     "A tqdm bar that is right in notebook, terminal and log."
-    moves = "ipykernel" in sys.modules or getattr(sys.stderr, "isatty", bool)()
+    moves = "ipykernel.zmqshell" in sys.modules or getattr(sys.stderr, "isatty", bool)()
     log = {} if moves else {"file": _Log(), "mininterval": 30, "maxinterval": 30}
     return _tqdm()(*steps, disable=not shown, **log | more)
 
@@ -343,18 +343,19 @@ def html_table(
     title: str,                # stands over the table
     bars: Iterable[str] = (),  # columns of shares, 0 to 1
 ) -> str:
-    "A table as HTML for notebooks, escaped; numbers as people read them, shares as percent with a bar."
+    "A table as HTML for notebooks, escaped; shares as percent with a bar, empty columns left out."
     import base64, html
     from pandas import DataFrame
     from pandas.io.formats.style import Styler
     def shown(value):   # text comes escaped
         if not hasattr(value, "_repr_png_"): return f"{value:,}" if isinstance(value, int) else value
         return f'<img alt="" src="data:image/png;base64,{base64.b64encode(value._repr_png_()).decode()}">'
-    frame = DataFrame(list(rows), dtype=object).astype(dict.fromkeys(bars, float))
-    name = hashlib.sha256(repr([title, frame[[*bars]].values.tolist()]).encode()).hexdigest()[:8]   # of its styles
-    style = Styler(frame, uuid=name, cell_ids=False).hide(axis="index").set_caption(html.escape(title))
-    style = style.format(shown, escape="html", na_rep="–").format("{:.1%}", subset=[*bars], na_rep="–")
-    return style.bar(subset=[*bars], vmin=0, vmax=1, color="#0072B255").to_html()
+    frame = DataFrame(list(rows), dtype=object).astype(dict.fromkeys(bars, float)).dropna(axis="columns", how="all")
+    bars = [column for column in bars if column in frame]
+    name = hashlib.sha256(repr([title, frame[bars].values.tolist()]).encode()).hexdigest()[:8]   # of its styles
+    style = Styler(frame, uuid=name, cell_ids=False).hide(axis="index")
+    style = style.format(shown, escape="html", na_rep="–").format("{:.1%}", subset=bars, na_rep="–")
+    return f"<p>{html.escape(title)}</p>" + style.bar(subset=bars, vmin=0, vmax=1, color="#0072B255").to_html()
 
 # %% ../nbs/00_core.ipynb #00-065
 def deprecated(

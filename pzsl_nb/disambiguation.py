@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .core import PZSLError, rows_at_once
+from .core import PZSLError, html_table, patch_to, rows_at_once
 from .task import CandidateSets
 
 # %% ../nbs/32_disambiguation.ipynb #32-005
@@ -83,6 +83,10 @@ class Beliefs:
             raise PZSLError(f"beliefs: {len(weights):,} weights for {sets.nnz:,} candidates; give one for each")
         self.sets, self.weights, self.momentum, self.sharpening = sets, weights.clone(), momentum, sharpening
 
+    def __repr__(self):
+        return (f"Beliefs({len(self.sets):,} images, {self.sets.nnz:,} candidates, {self.settled():.0%} settled, "
+                f"momentum {self.momentum:g}, sharpening {self.sharpening:g})")
+
     def batch(
         self,
         rows: Tensor,  # (b,) int64
@@ -110,3 +114,17 @@ class Beliefs:
         "Share of images with one candidate believed at least this much."
         top = self.weights.new_zeros(len(self.sets)).scatter_reduce(0, self.sets.rows, self.weights, "amax")
         return float((top >= level).float().mean())
+
+# %% ../nbs/32_disambiguation.ipynb #32-019
+@patch_to(Beliefs)
+def _repr_html_(self) -> str:
+    "Images by the weight of their favourite candidate, in five groups; of many images a sample."
+    n = len(self.sets)
+    rows = torch.arange(0, n, max(1, -(-n//10_000)), device=self.sets.indices.device)
+    position, local_row = self.sets.positions(rows)
+    top = self.weights.new_zeros(len(rows)).scatter_reduce(0, local_row, self.weights[position], "amax")
+    groups = torch.bucketize(top.float().cpu(), torch.tensor([.3, .5, .7, .9]), right=True)
+    names = ("below .3", ".3 to .5", ".5 to .7", ".7 to .9", ".9 and more: settled")
+    shares = (torch.bincount(groups, minlength=5)/max(len(rows), 1)).tolist()
+    title = repr(self) + f", {len(rows):,} of them shown"*(len(rows) < n)
+    return html_table([{"favourite weighs": k, "images": v} for k, v in zip(names, shares)], title, bars=["images"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'VOCABULARY', 'TEMPLATES', 'Encoder', 'quiet_logging', 'load_encoder', 'label_prompts', 'label_features']
 
-# %% ../nbs/20_encoders.ipynb #20-003
+# %% ../nbs/20_encoders.ipynb #20-002
 import contextlib
 import difflib
 import logging
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -24,7 +23,9 @@ from torch import Tensor
 import pzsl_nb
 from .core import PZSLError, content_hash, listing, pick_device
 
-# %% ../nbs/20_encoders.ipynb #20-006
+import open_clip   # after `core`, which has asked tqdm to be quiet about widgets
+
+# %% ../nbs/20_encoders.ipynb #20-005
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     "A CLIP model that is only asked for features: unit rows, float32, on the CPU, without gradients."
@@ -66,7 +67,7 @@ class Encoder:
         parts = [self.model.encode_text(tokens.to(self.device)) for tokens in batches]
         return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
-# %% ../nbs/20_encoders.ipynb #20-008
+# %% ../nbs/20_encoders.ipynb #20-007
 EMBEDDED = Path(pzsl_nb.__file__).parent / "embedded_clip"
 VOCABULARY = "bpe_merges.txt.gz"
 _LOADING_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, OSError, EOFError,
@@ -94,7 +95,7 @@ def _read_folder(folder: Path):
         tokenizer = open_clip.get_tokenizer(source, **({"bpe_path": str(own)} if own.exists() else {}))
         return *open_clip.create_model_from_pretrained(source), tokenizer
 
-# %% ../nbs/20_encoders.ipynb #20-010
+# %% ../nbs/20_encoders.ipynb #20-009
 def _conventions(
     name: str,        # open_clip architecture
     tag: str | None,  # training run, or None for what all runs of this architecture agree on
@@ -111,7 +112,7 @@ def _conventions(
     quick = {"force_quick_gelu": True} if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") else {}
     return {**(found[0] if found else {}), **quick}
 
-# %% ../nbs/20_encoders.ipynb #20-013
+# %% ../nbs/20_encoders.ipynb #20-012
 def _check_names(name: str, pretrained: str | None, weights: str | None) -> None:
     "Raise where architecture or tag do not exist, with the nearest that do."
     if name not in (known := open_clip.list_models()):
@@ -128,7 +129,7 @@ def _check_names(name: str, pretrained: str | None, weights: str | None) -> None
     if weights is not None and not Path(weights).is_file():
         raise PZSLError(f"encoder {name}: no weights file at {weights}; check the path")
 
-# %% ../nbs/20_encoders.ipynb #20-015
+# %% ../nbs/20_encoders.ipynb #20-014
 def _read_published(name: str, pretrained: str | None, weights: str | None):
     "Model, preprocessing and tokenizer of an architecture that open_clip knows by name."
     _check_names(name, pretrained, weights)
@@ -148,7 +149,7 @@ def _missing(name: str, pretrained: str, error: Exception) -> PZSLError:
                      f"({_first_line(error)}); on a machine with a network get the weights file from "
                      f"{where}, bring it here and pass weights=FILE, or use 'embedded'")
 
-# %% ../nbs/20_encoders.ipynb #20-016
+# %% ../nbs/20_encoders.ipynb #20-015
 def load_encoder(
     name: str = "embedded",         # "embedded", an architecture open_clip knows, or "local-dir:FOLDER"
     pretrained: str | None = None,  # published run of the architecture; a path to a weights file will do, too
@@ -176,7 +177,7 @@ def load_encoder(
     shown = "/".join([name, *([pretrained] if pretrained else []), *([Path(weights).name] if weights else [])])
     return Encoder(shown, model.eval().requires_grad_(False).to(device), preprocess, tokenizer, device)
 
-# %% ../nbs/20_encoders.ipynb #20-024
+# %% ../nbs/20_encoders.ipynb #20-023
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.")
 
 

@@ -18,7 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .core import PZSLError, content_hash, listing, patch_to, processes, rows_at_once
+from .core import PZSLError, content_hash, listing, patch_to, processes, progress_bar, rows_at_once
 from .disambiguation import Beliefs, clip_prior, uniform_prior
 from .loss import PartialZeroShotLoss
 from .metrics import TopScores, top_belief
@@ -142,7 +142,6 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor,
               attributes: Tensor | None = None) -> Choice:
     "What `choose` finds for every setting that is `auto`."
-    from tqdm import tqdm
     fixed = {key: float(value) for key in ("trust", "gamma", "unseen") if (value := getattr(est, key)) != "auto"}
     weights = (fixed["unseen"],) if "unseen" in fixed else (0.,) if est.objective is not None else (0., 3.)
     trusts = (fixed["trust"],) if "trust" in fixed else TRUSTS
@@ -150,7 +149,7 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
         return Choice(fixed["trust"], fixed["gamma"], weights[0], est.epochs)
     rounds = est.folds*(len(weights) if (~seen).any() else 1)*est.epochs
     shown = est.progress and processes(est.device).first
-    with tqdm(total=rounds, desc="rehearsal", unit="epoch", disable=not shown) as bar:
+    with progress_bar(total=rounds, desc="rehearsal", unit="epoch", shown=shown) as bar:
         def train(x, sets, t, seen, unseen, seed, share, look, classes):
             def step(trainer):
                 bar.update()
@@ -353,7 +352,7 @@ def load(
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     try: model.load_state_dict(weights)
     except RuntimeError as error:
-        raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so another version of "
-                        "this program wrote it; train again") from error
+        raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so another "
+                        "version of this program wrote it; train again") from error
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
     return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)

@@ -7,7 +7,7 @@ __all__ = ['RUN_FILES', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'mad
            'run_name', 'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_trajectories', 'read_images',
            'results_table', 'read_grid', 'run_grid', 'run_ablation']
 
-# %% ../nbs/50_experiment.ipynb #50-003
+# %% ../nbs/50_experiment.ipynb #50-002
 import contextlib, csv, dataclasses, difflib, json, math, multiprocessing, os, platform, re, shutil, signal, sys
 import threading, time, traceback
 from collections import deque
@@ -22,8 +22,8 @@ from torch import Tensor
 
 import pzsl_nb
 from .methods import METHODS, method_settings
-from .core import (PZSLError, atomic_path, listing, peak_memory_mb, pick_device, processes, read_json, read_npz,
-                          write_json)
+from .core import (PZSLError, atomic_path, html_table, listing, patch_to, peak_memory_mb, pick_device, processes,
+                          progress_bar, read_json, read_npz, write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
@@ -32,7 +32,7 @@ from .sources import Reading, load_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
 
-# %% ../nbs/50_experiment.ipynb #50-006
+# %% ../nbs/50_experiment.ipynb #50-005
 @dataclass(frozen=True)
 class Config:
     "Everything that shapes a run."
@@ -105,7 +105,7 @@ class Config:
             pairs[key.strip()] = _from_text(value.strip())
         return Config.from_dict(self.plain() | pairs)
 
-# %% ../nbs/50_experiment.ipynb #50-008
+# %% ../nbs/50_experiment.ipynb #50-007
 _RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7),
            "momentum": (0, 1), "sharpening": (1e-3, 100),
            "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
@@ -137,7 +137,7 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
         raise PZSLError(f"config: {item.name} is {value}; it must lie between {low} and {high}")
     return value
 
-# %% ../nbs/50_experiment.ipynb #50-011
+# %% ../nbs/50_experiment.ipynb #50-010
 def make_estimator(
     config: Config,
     logit_scale: float,        # of the encoder the features are from
@@ -153,7 +153,7 @@ def make_estimator(
     return CLIPPZSL(**settings, logit_scale=logit_scale, random_state=config.seed, device=device,
                     progress=progress).set_params(**fixed)
 
-# %% ../nbs/50_experiment.ipynb #50-014
+# %% ../nbs/50_experiment.ipynb #50-013
 class Watcher:
     "Adds measures of the beliefs to each epoch's row, and keeps the beliefs of some images."
     def __init__(
@@ -182,7 +182,7 @@ class Watcher:
         if self.labels is None: return row
         return row | {"disambiguation_accuracy": disambiguation_accuracy(beliefs, self.sets, self.labels)}
 
-# %% ../nbs/50_experiment.ipynb #50-016
+# %% ../nbs/50_experiment.ipynb #50-015
 def _processor() -> str:
     "The name of the CPU, as far as the system tells."
     info = Path("/proc/cpuinfo")
@@ -200,8 +200,8 @@ def made_with(
             "system": platform.system(), "cpu": _processor(), "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type}
 
-# %% ../nbs/50_experiment.ipynb #50-019
-@dataclass
+# %% ../nbs/50_experiment.ipynb #50-018
+@dataclass(repr=False)
 class Outcome:
     "A run in memory: what the figures are drawn from."
     config: Config
@@ -211,6 +211,10 @@ class Outcome:
     tops: dict[str, TopScores]         # by model: the method, "zero-shot" and, where asked for, "supervised"
     trajectories: tuple[Tensor, list[Tensor]] = (torch.zeros(0, dtype=torch.int64), [])  # rows, beliefs an epoch
     folder: Path | None = None
+
+    def __repr__(self):
+        H = [f"{row['model']} {math.nan if row['H'] is None else row['H']:.3f}" for row in results_table(self.result)]
+        return f"Outcome({run_name(self.config)}: H of {', '.join(H)})"
 
 
 def _measures(est: CLIPPZSL, task: Task, trust: float | None = None,
@@ -249,7 +253,7 @@ def _true_sets(task: Task) -> CandidateSets:
                         "bound out (--no-supervised)")
     return CandidateSets(torch.arange(len(task.labels) + 1), task.labels, task.n_classes)
 
-# %% ../nbs/50_experiment.ipynb #50-020
+# %% ../nbs/50_experiment.ipynb #50-019
 def fit_task(
     config: Config,
     task: Task,                            # with candidate sets
@@ -292,7 +296,7 @@ def measure(
            "curve": _compact_curve(top, task)}
     return row, {config.method: top, "zero-shot": frozen_top}
 
-# %% ../nbs/50_experiment.ipynb #50-022
+# %% ../nbs/50_experiment.ipynb #50-021
 def run_name(
     config: Config,
 ) -> str:
@@ -339,7 +343,7 @@ def _write_csv(path: Path, rows: Sequence[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
 
-# %% ../nbs/50_experiment.ipynb #50-023
+# %% ../nbs/50_experiment.ipynb #50-022
 def reading(
     config: Config,
     **work: Any,  # fields of `Reading` that say how the work is done, such as cache_dir
@@ -406,7 +410,7 @@ def _write(outcome: Outcome) -> None:
             file.writelines(json.dumps(name) + "\n" for name in outcome.task.image_ids)   # a name may hold anything
     write_json(out/"result.json", outcome.result)
 
-# %% ../nbs/50_experiment.ipynb #50-025
+# %% ../nbs/50_experiment.ipynb #50-024
 def read_run(
     folder: str | Path,  # of a finished run
 ) -> tuple[Config, dict[str, Any]]:  # configuration, result
@@ -463,7 +467,19 @@ def results_table(
     return [{"model": name} | {key: values.get(key) for key in keys} | {"difference": difference(values)}
             for name, values in models.items() if values is not None]
 
-# %% ../nbs/50_experiment.ipynb #50-029
+# %% ../nbs/50_experiment.ipynb #50-026
+@patch_to(Outcome)
+def _repr_html_(self) -> str:
+    "The rows of `results_table`, in percent."
+    names = {"model": "model", "H": "H", "difference": "to frozen CLIP", "S": "S: seen", "U": "U: unseen",
+             "T1": "T1: unseen only", "ausuc": "AUSUC", "disambiguation_accuracy": "true label found"}
+    def shown(key, value):
+        if key == "H" or not isinstance(value, float): return value
+        return None if value != value else f"{100*value:{'+' if key == 'difference' else ''}.1f}"
+    rows = [{name: shown(key, row[key]) for key, name in names.items()} for row in results_table(self.result)]
+    return html_table(rows, f"{run_name(self.config)}, in percent", bars=["H"])
+
+# %% ../nbs/50_experiment.ipynb #50-030
 def _read_lines(path: str | Path | None) -> list[dict[str, Any]]:
     "The rows of a file of JSON lines; a last line that was cut off is left out."
     if path is None or not Path(path).exists(): return []
@@ -503,14 +519,14 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, dict): return {key: _without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and value != value else value
 
-# %% ../nbs/50_experiment.ipynb #50-031
+# %% ../nbs/50_experiment.ipynb #50-032
 def _run_row(config: Config, work: dict[str, Any]) -> dict[str, Any]:
     "The row of one run, with its configuration and what it was made with."
     if config.data == "shapes": work = work | {"cache_dir": None}   # made faster than found
     result = run_experiment(config, supervised=False, progress=False, **work).result
     return _without_nan(result | {"config": config.plain()})
 
-# %% ../nbs/50_experiment.ipynb #50-033
+# %% ../nbs/50_experiment.ipynb #50-034
 def _context() -> Any:
     "Where fresh processes come from: a fork server with this package loaded, else new interpreters."
     if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
@@ -580,7 +596,7 @@ def _in_processes(orders: Sequence[tuple[str, Config]], jobs: int, work: dict[st
         for _, process in running.values(): process.terminate()
         for _, process in running.values(): process.join()
 
-# %% ../nbs/50_experiment.ipynb #50-034
+# %% ../nbs/50_experiment.ipynb #50-035
 def _row_key(config: Config, note: dict[str, Any]) -> str:
     "What tells a row; settings that are newer than a row in a file have their defaults."
     return json.dumps([config.plain(), note], sort_keys=True)
@@ -599,7 +615,7 @@ def read_grid(
     rows = _rows_by_key(path)
     return [rows.get(_row_key(config, {})) for config in configs]
 
-# %% ../nbs/50_experiment.ipynb #50-035
+# %% ../nbs/50_experiment.ipynb #50-036
 def run_grid(
     configs: Sequence[Config],
     path: str | Path | None = None,  # .jsonl to read and to append to; None: nothing is kept
@@ -612,7 +628,6 @@ def run_grid(
     progress: bool = True,           # show a bar
 ) -> list[dict[str, Any] | None]:    # one row a configuration, in their order; None where a run failed
     "A result row for every configuration, from the file where it is there, else by running it."
-    from tqdm import tqdm
     notes = notes or [{}]*len(configs)
     keys = [_row_key(config, note) for config, note in zip(configs, notes)]
     rows = _rows_by_key(path)
@@ -620,7 +635,7 @@ def run_grid(
     missing = {key: (config, note) for key, config, note in zip(keys, configs, notes) if key not in rows}
     orders, work = [(key, config) for key, (config, _) in missing.items()], {"device": device, "cache_dir": cache_dir}
     made = _in_processes(orders, jobs, work) if jobs else ((key, _run_row(config, work)) for key, config in orders)
-    bar = tqdm(made, desc="runs", total=len({*keys}), initial=len({*keys}) - len(missing), disable=not progress)
+    bar = progress_bar(made, desc="runs", total=len({*keys}), initial=len({*keys}) - len(missing), shown=progress)
     with contextlib.closing(made):   # whatever ends this loop ends the processes
         for key, row in bar:
             config, note = missing[key]
@@ -631,7 +646,7 @@ def run_grid(
             else: _append_line(Path(errors), {"config": config.plain(), "notes": note} | row)
     return [rows.get(key) for key in keys]
 
-# %% ../nbs/50_experiment.ipynb #50-037
+# %% ../nbs/50_experiment.ipynb #50-038
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full": {},
     "no self-attention": {"self_attention": False},

@@ -21,10 +21,9 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from .core import (PZSLError, Processes, atomic_path, content_hash, listing, patch_to, processes, read_json,
-                          write_json)
+from .core import (PZSLError, Processes, atomic_path, content_hash, listing, patch_to, processes, progress_bar,
+                          read_json, write_json)
 from .encoders import TEMPLATES, Encoder, label_features, label_prompts
 
 # %% ../nbs/21_extract.ipynb #21-006
@@ -242,7 +241,7 @@ def encoded(self, shards: Sequence[range]) -> Iterator[tuple[Tensor, dict[int, s
     blank = torch.zeros_like(preprocess(Image.new("RGB", (64, 64))))
     pictures = in_order(functools.partial(try_picture, preprocess, self.images),
                         chain.from_iterable(shards), self.workers, self.batch_size + 32)
-    bar = tqdm(total=sum(map(len, shards)), desc="features", unit="picture", disable=not self.progress)
+    bar = progress_bar(total=sum(map(len, shards)), desc="features", unit="picture", shown=self.progress)
     with contextlib.closing(pictures), bar:
         for shard in shards:
             features, broken = [], {}

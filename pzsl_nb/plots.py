@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'GREY', 'LIGHT', 'INK', 'STYLE', 'FIXED_COLOURS', 'MEASURES', 'SHOWN_NAMES', 'PANELS', 'method_colours',
-           'save_figure', 'plot_summary', 'plot_candidates', 'plot_embedding', 'plot_disambiguation', 'plot_beliefs',
-           'plot_seen_unseen_curve', 'mean_interval', 'plot_ablation', 'plot_confusion']
+           'save_figure', 'plot_summary', 'plot_candidates', 'plot_embedding', 'plot_disambiguation', 'plot_training',
+           'live_curves', 'plot_beliefs', 'plot_seen_unseen_curve', 'mean_interval', 'plot_ablation', 'plot_confusion']
 
 # %% ../nbs/51_plots.ipynb #51-002
+import sys, time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -280,6 +283,51 @@ def plot_disambiguation(
     return axes
 
 # %% ../nbs/51_plots.ipynb #51-041
+@_styled
+def plot_training(
+    history: Sequence[Mapping],          # a row an epoch: `epoch`, `loss`, `settled`, `disambiguation_accuracy`
+    axes: Sequence[Axes] | None = None,  # two axes; a new figure if None
+) -> np.ndarray:                         # the two axes
+    "The loss, and how far the beliefs have come, over the epochs."
+    axes, epochs = _panels(axes, 2, ncols=2, figsize=(6.4, 2.4)), _column(history, "epoch")
+    axes[0].plot(epochs, _column(history, "loss"), color=PALETTE[1], marker="o", markersize=3)
+    axes[0].set(title="loss", ylabel="nats")
+    found = _column(history, "disambiguation_accuracy")
+    for values, name, colour in ((_column(history, "settled"), "settled", PALETTE[2]), (found, "right", PALETTE[0])):
+        if not np.isfinite(values).any(): continue
+        axes[1].plot(epochs, 100*values, color=colour, marker="o", markersize=3, label=name)
+    axes[1].set(title="beliefs", ylabel="images (percent)", ylim=(-3, 103))
+    axes[1].legend(loc="lower right")
+    for ax in axes:
+        ax.grid(axis="y")
+        ax.set(xlabel="epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return axes
+
+# %% ../nbs/51_plots.ipynb #51-043
+def live_curves(
+    on_epoch: Callable[[Any], dict] | None = None,  # called after each epoch too; what it adds is drawn
+    every: float = 1.,                              # seconds between two pictures, at least
+) -> Callable[[Any], dict]:                         # to be passed as `on_epoch`
+    "Loss and beliefs, drawn anew while training; outside a notebook nothing is."
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    notebook = "IPKernelApp" in getattr(shell, "config", ())
+    shown, last = None, -np.inf
+
+    def after(trainer):
+        nonlocal shown, last
+        row = on_epoch(trainer) if on_epoch is not None else {}
+        if not notebook or trainer.epoch < trainer.until and time.monotonic() - last < every: return row
+        figure, file = plot_training([*trainer.history[:-1], trainer.history[-1] | row])[0].figure, BytesIO()
+        figure.savefig(file, format="png", dpi=STYLE["figure.dpi"])
+        plt.close(figure)
+        picture, last = sys.modules["IPython"].display.Image(file.getvalue()), time.monotonic()
+        if shown is None: shown = sys.modules["IPython"].display.display(picture, display_id=True)
+        else: shown.update(picture)
+        return row
+    return after
+
+# %% ../nbs/51_plots.ipynb #51-047
 def _spread(
     heights: Sequence[float],  # (m,) wanted heights
     gap: float,                # least distance of two neighbours
@@ -296,7 +344,7 @@ def _spread(
         placed[i] = min(placed[i], placed[i + 1] - gap)
     return placed[np.argsort(order)]
 
-# %% ../nbs/51_plots.ipynb #51-043
+# %% ../nbs/51_plots.ipynb #51-049
 def _draw_beliefs(ax: Axes, beliefs: np.ndarray, names: Sequence[str], truth: str | None, named: int) -> None:
     "(epochs, s) lines of one image, the strongest few and the truth named at their ends."
     chosen = names[int(beliefs[-1].argmax())]
@@ -354,7 +402,7 @@ def plot_beliefs(
     axes[-1].set_xlabel("epoch")
     return axes
 
-# %% ../nbs/51_plots.ipynb #51-049
+# %% ../nbs/51_plots.ipynb #51-055
 def _area(unseen: np.ndarray, seen: np.ndarray) -> float:
     "Area under straight lines between the points of a curve, in the order of growing U."
     order = np.lexsort((-seen, unseen))
@@ -406,7 +454,7 @@ def plot_seen_unseen_curve(
               title="circle: chosen on validation" if points else None, title_fontsize=8.5, alignment="left")
     return ax
 
-# %% ../nbs/51_plots.ipynb #51-057
+# %% ../nbs/51_plots.ipynb #51-063
 def mean_interval(
     values: Sequence[float],   # (m,) one number a seed
     level: float = .95,        # of the interval
@@ -418,7 +466,7 @@ def mean_interval(
     error = values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(student_t.ppf((1 + level) / 2, len(values) - 1) * error)
 
-# %% ../nbs/51_plots.ipynb #51-060
+# %% ../nbs/51_plots.ipynb #51-066
 def _by_variant(rows: Sequence[Mapping], metric: str) -> dict[str, dict[int, float]]:
     "Variant to seed to value, in the order of the rows."
     table = {}
@@ -473,7 +521,7 @@ def plot_ablation(
     ax.grid(axis="x")
     return ax
 
-# %% ../nbs/51_plots.ipynb #51-065
+# %% ../nbs/51_plots.ipynb #51-071
 def _worst(labels: np.ndarray, predicted: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     "The k classes of least accuracy, worst first, and the k others that most of their images are taken for."
     classes, inverse = np.unique(labels, return_inverse=True)

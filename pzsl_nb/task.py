@@ -16,7 +16,7 @@ from typing import Any, TYPE_CHECKING
 import numpy as np, torch
 from torch import Tensor
 
-from .core import PZSLError, atomic_path, listing, patch_to, read_npz, rows_at_once
+from .core import PZSLError, atomic_path, html_table, listing, patch_to, read_npz, rows_at_once
 
 if TYPE_CHECKING: import scipy.sparse
 
@@ -244,7 +244,18 @@ def load(
     try: return cls(arrays["indptr"], arrays["indices"], arrays["n_classes"].item())
     except (PZSLError, TypeError, ValueError) as error: raise PZSLError(f"{path}: {error}") from error
 
-# %% ../nbs/01_task.ipynb #01-030
+# %% ../nbs/01_task.ipynb #01-028
+@patch_to(CandidateSets)
+def _repr_html_(self) -> str:
+    "How many images have how many candidates, in at most ten groups."
+    width = -(-int(self.sizes.max())//10) if len(self) else 1
+    counts = torch.bincount((self.sizes - 1)//width, minlength=1).tolist()
+    groups = [f"{1 + k*width}" + f" to {(k + 1)*width}"*(width > 1) for k in range(len(counts))]
+    rows = [{"candidates": group, "images": count, "share": count/max(len(self), 1)}
+            for group, count in zip(groups, counts)]
+    return html_table(rows, repr(self), bars=["share"])
+
+# %% ../nbs/01_task.ipynb #01-033
 def _check_finite(thing: str, vectors: Tensor) -> None:
     "Raise where a row has entries that are no numbers."
     if (bad := ~vectors.isfinite().all(1)).any():
@@ -280,7 +291,7 @@ def _check_labels(thing: str, labels: Tensor, rows: int, n_classes: int, lowest:
                         f"{_values(labels[bad])}; classes run from 0 to {n_classes - 1} "
                         "(files from MATLAB count from 1: subtract it)")
 
-# %% ../nbs/01_task.ipynb #01-031
+# %% ../nbs/01_task.ipynb #01-034
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "Everything known about one problem, checked: features, names, the split, the sets, and the test rows."
@@ -327,7 +338,7 @@ class Task:
         _check_sets_of(self, sets)
         return unchecked(Task, **vars(self) | {"candidates": sets})
 
-# %% ../nbs/01_task.ipynb #01-033
+# %% ../nbs/01_task.ipynb #01-036
 def unchecked(
     cls: type,      # Task or CandidateSets
     **fields: Any,  # all of its fields that have no default, as they were when the checks passed
@@ -340,7 +351,7 @@ def unchecked(
         object.__setattr__(made, item.name, value)
     return made
 
-# %% ../nbs/01_task.ipynb #01-034
+# %% ../nbs/01_task.ipynb #01-037
 def _check_task(task: Task) -> None:
     "Raise where the parts of a task do not fit together."
     tables = {key: getattr(task, key) for key in ("features", "label_features", "test_features", "validation_features")}
@@ -365,7 +376,7 @@ def _check_sets_of(task: Task, sets: CandidateSets) -> None:
     _check_candidates(task.name, sets, len(task.features), task.n_classes)
     _check_only_seen(task.name, sets, task.seen, task.class_names)
 
-# %% ../nbs/01_task.ipynb #01-035
+# %% ../nbs/01_task.ipynb #01-038
 def _check_part(task: Task, part: str) -> None:
     "Raise unless the labels of some rows fit these, and only test rows are of unseen classes."
     rows, labels = getattr(task, f"{part}features"), getattr(task, f"{part}labels")
@@ -378,7 +389,7 @@ def _check_part(task: Task, part: str) -> None:
         raise PZSLError(f"{task.name}: {part.replace('_', ' ')}row {_rows(bad)} belongs to an unseen class; "
                         "use make_task, which leaves such rows out")
 
-# %% ../nbs/01_task.ipynb #01-036
+# %% ../nbs/01_task.ipynb #01-039
 def _check_names(name: str, class_names: Sequence[str], count: int) -> None:
     "Raise unless there are as many different names as classes."
     if len(class_names) != count:
@@ -421,7 +432,7 @@ def _check_only_seen(name: str, sets: CandidateSets, seen: Tensor, class_names: 
         raise PZSLError(f"{name}: unseen class {listing(names)} is in the candidate set of row "
                         f"{_values(sets.rows[bad])}; remove it there or count the class as seen")
 
-# %% ../nbs/01_task.ipynb #01-037
+# %% ../nbs/01_task.ipynb #01-040
 @patch_to(Task)
 def facts(self) -> dict[str, Any]:
     "The task in numbers, as one row of a table."
@@ -444,7 +455,30 @@ def summary(self) -> str:
     return (f"{f['name']}: {f['seen']} seen and {f['unseen']} unseen classes; {f['train']:,} training rows{dropped}, "
             f"{sets}; {f['test_seen']:,} + {f['test_unseen']:,} test rows{unknown}, {f['width']} wide")
 
-# %% ../nbs/01_task.ipynb #01-039
+# %% ../nbs/01_task.ipynb #01-042
+def _thumbnails(task: Task, rows: Sequence[int], side: int = 56) -> list[Any]:
+    "Some training pictures, small; where files are gone, what is said about it."
+    if task.pictures is None: return [None]*len(rows)
+    from PIL import Image, ImageOps
+    try: return [ImageOps.contain(Image.fromarray(array), (side, side)) for array in task.pictures(torch.tensor(rows))]
+    except (OSError, PZSLError) as error: return [str(error)]*len(rows)
+
+
+@patch_to(Task)
+def _repr_html_(self) -> str:
+    "The two kinds of classes, and a few images with their candidates."
+    f, names = self.facts(), lambda classes: listing([self.class_names[c] for c in classes], 4)
+    kinds = [{"classes": kind, "number": f[kind], "training images": f["train"]*(kind == "seen"),
+              "test images": f[f"test_{kind}"], "such as": names(among.nonzero()[:, 0].tolist())}
+             for kind, among in (("seen", self.seen), ("unseen", ~self.seen))]
+    rows = torch.linspace(0, len(self.features) - 1, min(4, len(self.features)), dtype=torch.float64).long().tolist()
+    images = [{"image": str(i if self.image_ids is None else self.image_ids[i]), "picture": picture,
+               "candidates": None if self.candidates is None else names(self.candidates[i]),
+               "truth": None if self.labels is None else self.class_names[self.labels[i]]}
+              for i, picture in zip(rows, _thumbnails(self, rows))]
+    return html_table(kinds, repr(self)) + html_table(images, "a few of its training images")
+
+# %% ../nbs/01_task.ipynb #01-044
 def _unit(thing: str, values: Any) -> Tensor:
     "Float32 rows of unit length."
     if not isinstance(values, Tensor):
@@ -464,7 +498,7 @@ def _unit(thing: str, values: Any) -> Tensor:
                         "extract it again or leave it out")
     return (array/length).float()
 
-# %% ../nbs/01_task.ipynb #01-040
+# %% ../nbs/01_task.ipynb #01-045
 def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, Any]:
     "The parts of a task without the training (or validation) rows of unseen classes."
     features, labels = parts[f"{prefix}features"], parts[f"{prefix}labels"]
@@ -483,7 +517,7 @@ def _without_unseen(name: str, parts: dict[str, Any], prefix: str) -> dict[str, 
     rest["image_ids"] = kept.tolist() if parts["image_ids"] is None else [parts["image_ids"][i] for i in kept.tolist()]
     return parts | rest | {"dropped_rows": len(labels) - len(kept)}
 
-# %% ../nbs/01_task.ipynb #01-041
+# %% ../nbs/01_task.ipynb #01-046
 def make_task(
     name: str,                    # shown in tables and complaints
     features: Any,                # (n, d) training images

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import PZSLError, atomic_path, pick_device, processes, seed_everything
+from .core import PZSLError, atomic_path, pick_device, processes, progress_bar, seed_everything
 from .loss import Batch, at_candidates
 
 # %% ../nbs/34_training.ipynb #34-005
@@ -60,6 +60,7 @@ class Trainer:
         self.x, self.label_features = x.to(self.device) if fits else x, label_features.to(self.device)
         if sampler is not None: sampler.seen = sampler.seen.to(self.device)
         self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
+        self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
         self.aside = [p.detach().clone() for p in self.model.parameters()] if averaging else []
@@ -177,10 +178,9 @@ def run(
     title: str = "training",                  # of the bar
 ) -> list[dict[str, float]]:                  # the history, a row an epoch
     "Train from wherever `trainer` is; Ctrl-C ends the epoch, writes the checkpoint and raises KeyboardInterrupt."
-    from tqdm import tqdm
-    until = trainer.epochs if until is None else min(until, trainer.epochs)
+    trainer.until = until = trainer.epochs if until is None else min(until, trainer.epochs)
     first = trainer.group.first
-    bar = tqdm(total=until, initial=trainer.epoch, desc=title, unit="epoch", disable=not (progress and first))
+    bar = progress_bar(total=until, initial=trainer.epoch, desc=title, unit="epoch", shown=progress and first)
     with bar, interruptible() as interrupted:
         while trainer.epoch < until:
             row = trainer.train_epoch()

@@ -294,7 +294,7 @@ def test_every_setting_reaches_the_estimator():
     other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9, "cross_entropy": .5, "alignment": .5,
              "unseen": .5, "momentum": .5, "prior_temperature": .5, "adapter": False, "self_attention": False,
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
-             "negatives": 7}
+             "negatives": 7, "averaging": False, "sharpening": .5}
     fields = {field.name for field in dataclasses.fields(Config)}
     of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error"}
     assert set(other) == fields - {"data", "candidates", "method"} - of_the_data
@@ -381,3 +381,13 @@ def test_an_ablation_changes_one_thing(runs, tmp_path):
     for config in runs:
         assert config.plain() | {"seed": 0} in variants
     with pytest.raises(PZSLError, match="'no mine'|no mine"): run_ablation(Config(), [1], variants=["no mine"])
+
+
+def test_an_outcome_shows_its_table_also_without_unseen_classes():
+    none = dict.fromkeys(("S", "U", "H", "T1", "ausuc"))
+    result = {"method": "clip-pzsl", "zero_shot": none | {"S": .5}, "metrics": none | {"S": .612, "U": math.nan}}
+    outcome = Outcome(Config(data="npz:a&b.npz"), None, None, result, {})
+    assert "61.2" in outcome._repr_html_() and "true label found" not in outcome._repr_html_()
+    assert repr(outcome) == "Outcome(a-b-given-clip-pzsl-0: H of frozen CLIP nan, clip-pzsl nan)"
+    result["metrics"]["H"], result["zero_shot"]["H"] = .5, .25
+    assert "width: 10em" in outcome._repr_html_() and "50.0%" in outcome._repr_html_() and "+25.0" in outcome._repr_html_()

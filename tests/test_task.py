@@ -206,3 +206,27 @@ def test_a_task_checks_what_is_changed_later():
     with pytest.raises(PZSLError, match="do not fit 20 training rows"): task.with_candidates(ONE_EACH)
     with pytest.raises(PZSLError, match="unit length"): dataclasses.replace(task, label_features=2*task.label_features)
     with pytest.raises(dataclasses.FrozenInstanceError): task.name = "other"
+
+
+# Views for notebooks
+
+def test_a_view_takes_nothing_for_markup_and_asks_for_four_pictures():
+    asked, given = [], arrays(rows=1000)
+    names = ["<script>alert(1)</script>", "a & b", *"cdef"]
+    sets = CandidateSets.from_lists([[c % 4, (c + 1) % 4] for c in given["labels"].tolist()], 6)
+    def pictures(rows): asked.append(len(rows)); return np.zeros((len(rows), 300, 200, 3), np.uint8)
+    task = make_task("<b>own</b>", **given, class_names=names, candidates=sets, pictures=pictures)
+    view = task._repr_html_()
+    assert "<script" not in view and "<b>" not in view and "&lt;script&gt;" in view and "a &amp; b" in view
+    assert asked == [4] and view.count("<img") == 4 and len(view) < 20_000
+    assert repr(task).startswith("Task(<b>own</b>: 4 seen") and "\n" not in repr(task)
+
+
+def test_a_view_stands_without_truth_sets_or_files():
+    given = arrays()
+    def gone(rows): raise FileNotFoundError("no such file: <i>.png")
+    task = make_task("own", **given | {"labels": None}, pictures=gone)
+    view = task._repr_html_()
+    assert "no such file: &lt;i&gt;.png" in view and "truth" not in view and "candidates</th>" not in view
+    for sets in (CandidateSets([0], [], 3), CandidateSets.from_mask(torch.ones(3, 400, dtype=torch.bool))):
+        assert sets._repr_html_().count("<tr>") <= 11

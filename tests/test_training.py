@@ -1,7 +1,10 @@
 "The loop: what a checkpoint holds and refuses, what an interrupt does, and inputs that are awkward."
 import signal
 import threading
+from pathlib import Path
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from pzsl_nb.core import PZSLError
 from pzsl_nb.disambiguation import Beliefs, uniform_prior
 from pzsl_nb.loss import PartialZeroShotLoss
 from pzsl_nb.model import CLIPPZSLModel
+from pzsl_nb.plots import live_curves
 from pzsl_nb.training import Trainer, interruptible, load_checkpoint, read_checkpoint, run, save_checkpoint
 from small_world import SWITCHES, World, whole_checkpoint
 
@@ -219,3 +223,36 @@ def test_no_bar_where_none_is_wanted(capfd):
     assert capfd.readouterr() == ("", "")
     run(trainer(), progress=True, title="a title")
     assert "a title" in capfd.readouterr().err
+
+
+# What a person sees
+
+def outputs(*sources):
+    "What the cells of a notebook show, in a real kernel that has no ipywidgets."
+    sources = ["import sys; sys.modules['ipywidgets'] = None", *sources]
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    here = {"metadata": {"path": str(Path(__file__).parent)}}
+    nbclient.NotebookClient(page, kernel_name="python3", timeout=300, resources=here).execute()
+    return [cell.outputs for cell in page.cells[1:]]
+
+
+def test_in_a_notebook_a_bar_is_text_and_curves_are_one_picture():
+    imports, bar, silent, first, last = outputs(
+        "from pzsl_nb.encoders import load_encoder\nfrom test_training import run, trainer\n"
+        "from pzsl_nb.plots import live_curves",
+        "_ = run(trainer())", "_ = run(trainer(), progress=False)",
+        "_ = run(trainer(epochs=6), until=1, on_epoch=live_curves(), progress=False)",
+        "_ = run(trainer(epochs=6), on_epoch=live_curves(every=1e9), progress=False)")
+    assert imports == silent == []   # no advice to install widgets either
+    said = "".join(part.text for part in bar)
+    assert "IProgress" not in said and "3/3" in said and "settled" in said
+    for shown in (first, last): assert [list(part.data)[0] for part in shown] == ["image/png"]
+    assert first[0].data != last[0].data   # the picture after the last epoch is in the place of the first
+
+
+def test_a_log_gets_whole_lines_and_without_progress_nothing(capfd):
+    run(trainer(), progress=True)
+    lines = capfd.readouterr().err.split("\n")
+    assert len(lines) == 3 and "0/3" in lines[0] and "3/3" in lines[1] and "settled" in lines[1] and lines[2] == ""
+    run(trainer(), progress=False, on_epoch=live_curves())
+    assert capfd.readouterr() == ("", "")
