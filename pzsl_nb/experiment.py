@@ -400,6 +400,7 @@ def _write(outcome: Outcome) -> None:
     "History, beliefs and, last, the result."
     out, est, sets = outcome.folder, outcome.estimator, outcome.estimator.candidates_
     watched, epochs = outcome.trajectories
+    if len(epochs) != len(est.history_) + 1: watched, epochs = watched[:0], [est.beliefs_[:0]]   # resumed: begins too late
     _write_csv(out/"history.csv", est.history_)
     with atomic_path(out/"beliefs.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),

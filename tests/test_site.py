@@ -56,7 +56,8 @@ def look(browser, folder: Path) -> dict[str, list[str]]:
         here = lambda: page.url.removeprefix(address)
         page.on("console", lambda message: message.type == "error" and found["errors"].append(f"{here()}: {message.text}"))
         page.on("pageerror", lambda error: found["errors"].append(f"{here()}: {error}"))
-        page.on("requestfailed", lambda request: found["failed"].append(f"{here()}: {request.url}"))
+        page.on("requestfailed", lambda request: request.failure != "net::ERR_ABORTED"   # the page was left before it came
+                and found["failed"].append(f"{here()}: {request.url}"))
         page.on("response", lambda answer: answer.status >= 400 and found["failed"].append(f"{here()}: {answer.url}"))
         page.on("request", lambda request: request.url.startswith((address, "data:", "blob:"))
                 or found["elsewhere"].append(f"{here()}: {request.url}"))
