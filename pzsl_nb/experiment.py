@@ -400,7 +400,8 @@ def _write(outcome: Outcome) -> None:
     "History, beliefs and, last, the result."
     out, est, sets = outcome.folder, outcome.estimator, outcome.estimator.candidates_
     watched, epochs = outcome.trajectories
-    if len(epochs) != len(est.history_) + 1: watched, epochs = watched[:0], [est.beliefs_[:0]]   # resumed: begins too late
+    whole = len(epochs) == len(est.history_) + 1   # those of a resumed run begin too late
+    if not whole: watched, epochs = watched[:0], [est.beliefs_[:0]]
     _write_csv(out/"history.csv", est.history_)
     with atomic_path(out/"beliefs.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),
