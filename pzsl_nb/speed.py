@@ -57,8 +57,8 @@ MATRIX_WORK = ("mm", "bmm", "attention", "embedding_bag", "linear")   # parts of
 def matrix_share(
     epoch: Callable[[], Any],
     seconds: float,          # that it takes when nobody profiles it
-) -> float:                  # 0 to 1
-    "Share of an epoch's time that is spent inside matrix products (and attention, and sums of bags)."
+) -> float:                  # 0 to 1 where nothing else runs
+    "Share of an epoch's time inside matrix products, attention and sums of bags; more than 1 on a machine disturbed."
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile: epoch()
     inside = sum(event.self_cpu_time_total for event in profile.key_averages()
