@@ -244,8 +244,8 @@ def load_checkpoint(
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
     same = same and len(part("aside.")) == len(trainer.aside)
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
-        raise PZSLError(f"{path}: was written by a run with another model, other averaging, other candidate sets or "
-                        "another number of epochs; resume with the settings of that run")
+        raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of "
+                        "epochs, or with other averaging; resume with the settings of that run")
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
     for i, value in enumerate(trainer.aside): value.copy_(tensors[f"aside.{i}"])
