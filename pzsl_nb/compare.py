@@ -117,7 +117,7 @@ def compare_table(
             found = overall(values[method] - values.get(other, np.nan))
             line |= {f"{name}_{key}": found[key] for key in ("mean", "half", "p_settings", "p_pairs", "below")}
         lines.append(line)
-    return pd.DataFrame(lines).set_index("method").assign(seconds=cost["seconds"].mean(), memory=cost["memory"].max())
+    return pd.DataFrame(lines).set_index("method").assign(seconds=cost["seconds"].median(), memory=cost["memory"].max())
 
 # %% ../nbs/52_compare.ipynb #52-020
 def long_table(
@@ -206,7 +206,7 @@ _NOTES = ("In percent. Methods are sorted by their mean rank in H over the setti
           "Below it: share of the settings in which the mean lies below frozen CLIP. Best other: the runner-up for "
           "the winner, the winner for the others. p (settings): Wilcoxon signed-rank test on the means of the "
           "settings, from six settings on. p (all runs): paired t-test over settings x seeds; it speaks of these "
-          "settings only. Clean labels see the truth and are not ranked. Seconds: mean of a run; MB: largest peak "
+          "settings only. Clean labels see the truth and are not ranked. Seconds: median of the runs; MB: largest peak "
           "of a run.")
 _HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><title>pzsl compare</title>
 <meta name="viewport" content="width=device-width"><style>
