@@ -62,7 +62,7 @@ CHAPTERS = {page.stem: page.read_text(encoding="utf-8") for page in sorted(NBS.g
 TITLES = {name: re.search(r'"# (.+?)(\\n)?"', text)[1] for name, text in CHAPTERS.items()}
 BANDS = ["ground", "data", "features", "method", "measure", "experiments", "faces"]
 CONTENTS = {
-    "Start": ["idea"],
+    "Start": ["idea", "contents"],
     "Tutorials": ["tutorials/*", "extending"],
     "Results": ["results/*"],
     **{f"{band} {what}": [f"{name[:2]} {title} <{name}>" for name, title in TITLES.items() if name[0] == str(band)]
