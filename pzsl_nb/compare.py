@@ -20,7 +20,7 @@ from matplotlib.colors import to_hex, to_rgb
 from scipy import stats
 
 from .core import PZSLError, atomic_path
-from .plots import GREY, INK, LIGHT, PALETTE, SHOWN_NAMES, STYLE, mean_interval
+from .plots import GREY, INK, LIGHT, PALETTE, SHOWN_NAMES, mean_interval, styled
 
 # %% ../nbs/52_compare.ipynb #52-006
 COMPARED = {"H": "H", "ausuc": "AUSUC", "S": "S", "U": "U", "T1": "T1", "disambiguation_accuracy": "labels right"}
@@ -293,7 +293,7 @@ def critical_difference(
     return float(p), float(stats.studentized_range.ppf(1 - level, k, np.inf)/np.sqrt(2)*np.sqrt(k*(k + 1)/(6*count)))
 
 # %% ../nbs/52_compare.ipynb #52-035
-@plt.rc_context(STYLE)
+@styled
 def plot_ranks(
     rows: Sequence[Mapping],                   # of `results.jsonl`
     measures: Sequence[str] = ("H", "ausuc"),  # a panel each
@@ -316,7 +316,7 @@ def plot_ranks(
     return axes
 
 # %% ../nbs/52_compare.ipynb #52-038
-@plt.rc_context(STYLE)
+@styled
 def plot_levels(
     rows: Sequence[Mapping],             # of `results.jsonl`
     measure: str = "H",                  # a key of COMPARED
@@ -352,7 +352,7 @@ def mean_curve(
     return grid, np.mean([np.interp(grid, curve["U"], curve["S"], right=0.) for curve in curves], axis=0)
 
 
-@plt.rc_context(STYLE)
+@styled
 def plot_curves(
     rows: Sequence[Mapping],             # of `results.jsonl`, of one data set
     axes: Sequence[Axes] | None = None,  # one a candidate rule; a new figure if None
@@ -395,7 +395,7 @@ def report(
     return notes
 
 
-@plt.rc_context(STYLE)
+@styled
 def _save(figure: Any, path: Path) -> None:
     "Write a figure as PNG and PDF, and close it."
     for ending in ("png", "pdf"):

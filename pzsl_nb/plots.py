@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'GREY', 'LIGHT', 'INK', 'STYLE', 'FIXED_COLOURS', 'MEASURES', 'SHOWN_NAMES', 'PANELS', 'method_colours',
-           'save_figure', 'plot_summary', 'plot_candidates', 'plot_embedding', 'plot_disambiguation', 'plot_training',
-           'live_curves', 'plot_beliefs', 'plot_seen_unseen_curve', 'mean_interval', 'plot_ablation', 'plot_confusion']
+           'styled', 'save_figure', 'plot_summary', 'plot_candidates', 'plot_embedding', 'plot_disambiguation',
+           'plot_training', 'live_curves', 'plot_beliefs', 'plot_seen_unseen_curve', 'mean_interval', 'plot_ablation',
+           'plot_confusion']
 
 # %% ../nbs/51_plots.ipynb #51-002
 import sys, time
@@ -54,12 +55,16 @@ def method_colours(
     return {name: FIXED_COLOURS.get(name) or spare[others.index(name)] for name in names}
 
 # %% ../nbs/51_plots.ipynb #51-013
-def _styled(plot: Callable) -> Callable:
+def styled(
+    plot: Callable,  # draws
+) -> Callable:       # draws the same
     "The same function, drawn in the book's style; settings outside stay as they were."
     @wraps(plot)
     def inner(*args, **kwargs):
         with plt.rc_context(STYLE):
-            return plot(*args, **kwargs)
+            drawn, shows = plot(*args, **kwargs), plt.isinteractive()
+        plt.rcParams["interactive"] = shows   # a notebook decides at its first figure that figures show themselves
+        return drawn
     return inner
 
 
@@ -113,7 +118,7 @@ def _grouped_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]]) -> None:
             ax.annotate(text, (x, y), (0, 2), textcoords="offset points", ha="center", fontsize=8)
 
 
-@_styled
+@styled
 def plot_summary(
     result: Mapping,          # as in `result.json`: `metrics`, `zero_shot` and, where asked for, `supervised`
     ax: Axes | None = None,   # where to draw; a new figure if None
@@ -134,7 +139,7 @@ def plot_summary(
     return ax
 
 # %% ../nbs/51_plots.ipynb #51-025
-@_styled
+@styled
 def plot_candidates(
     sizes: Sequence[int],    # (n,) labels in each candidate set, at least 1
     ax: Axes | None = None,  # where to draw; a new figure if None
@@ -205,7 +210,7 @@ def _embedding_legend(ax: Axes, classes, class_names, seen, colours) -> None:
     ax.figure.legend(handles=handles, loc="outside lower center", ncols=4, handletextpad=.3, columnspacing=1.4)
 
 # %% ../nbs/51_plots.ipynb #51-030
-@_styled
+@styled
 def plot_embedding(
     image_features: Sequence,              # (n, d) unit features; of unseen classes only test images can be here
     labels: Sequence[int],                 # (n,) true class of each, to colour it
@@ -256,7 +261,7 @@ def _column(history: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array([np.nan if value in (None, "") else float(value) for value in values])
 
 
-@_styled
+@styled
 def plot_disambiguation(
     history: Sequence[Mapping],           # a row an epoch: `epoch`, `entropy`, `flips`, `disambiguation_accuracy`
     frozen: float | None = None,          # share of images that frozen CLIP alone resolves; None: not drawn
@@ -283,7 +288,7 @@ def plot_disambiguation(
     return axes
 
 # %% ../nbs/51_plots.ipynb #51-041
-@_styled
+@styled
 def plot_training(
     history: Sequence[Mapping],          # a row an epoch: `epoch`, `loss`, `settled`, `disambiguation_accuracy`
     axes: Sequence[Axes] | None = None,  # two axes; a new figure if None
@@ -380,7 +385,7 @@ def _rows_with_pictures(k: int, pictures: Sequence | None) -> np.ndarray:
     return grid[:, 1]
 
 
-@_styled
+@styled
 def plot_beliefs(
     trajectories: Sequence,                     # k images: (epochs, s) beliefs in its s candidates, rows sum to one
     candidates: Sequence[Sequence[str]],        # k images: names of its s candidates
@@ -424,7 +429,7 @@ def _iso_lines(ax: Axes, limit: float) -> None:
                         fontsize=7.5, annotation_clip=False)
 
 
-@_styled
+@styled
 def plot_seen_unseen_curve(
     curves: Mapping[str, tuple],                    # method: (S, U), two (m,) arrays in 0..1, or a `metrics.Curve`
     points: Mapping[str, tuple[float, float]] | None = None,  # method: (S, U) at the constant that validation chose
@@ -488,7 +493,7 @@ def _difference(values: Mapping[int, float], full: Mapping[int, float]) -> str:
     return f"{mean:+.1f}" + ("" if np.isnan(half) else f" ± {half:.1f}")
 
 
-@_styled
+@styled
 def plot_ablation(
     rows: Sequence[Mapping],    # one row a run: `variant`, `seed` and the metric in 0..1
     metric: str = "H",          # column to draw
@@ -532,7 +537,7 @@ def _worst(labels: np.ndarray, predicted: np.ndarray, k: int) -> tuple[np.ndarra
     return worst, taken[others][np.argsort(-counts[others], kind="stable")[:k]]
 
 
-@_styled
+@styled
 def plot_confusion(
     labels: Sequence[int],            # (n,) true classes
     predicted: Sequence[int],         # (n,) predicted classes

@@ -236,6 +236,12 @@ def outputs(*sources):
     return [cell.outputs for cell in page.cells[1:]]
 
 
+def test_every_figure_of_a_notebook_shows_itself():
+    _, first, second = outputs("from pzsl_nb.plots import plot_candidates",   # and nothing that would load the backend
+                               "plot_candidates([1, 2, 3]);", "plot_candidates([1, 2, 2]);")
+    for shown in (first, second): assert ["image/png" in part.data for part in shown] == [True]
+
+
 def test_in_a_notebook_a_bar_is_text_and_curves_are_one_picture():
     imports, bar, silent, first, last = outputs(
         "from pzsl_nb.encoders import load_encoder\nfrom test_training import run, trainer\n"
