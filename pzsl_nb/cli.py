@@ -216,18 +216,21 @@ def _nothing_half_written(out: Path, force: bool) -> Iterator[None]:
 
 def _say_choice(est: "CLIPPZSL") -> str:
     "What rehearsal chose, in words; what was given is not its choice."
-    choice, auto = est.choice_, [key for key in ("trust", "gamma", "unseen") if getattr(est, key) == "auto"]
+    choice, auto = est.choice_, [key for key in ("trust", "gamma") if getattr(est, key) == "auto"]
     words = {"trust": f"trust {choice.trust:g} (0 is frozen CLIP, 1 all that was learned)",
-             "gamma": f"gamma {choice.gamma:.2f} off the scores of seen classes",
-             "unseen": f"weight {choice.unseen:g} of the unseen term"}
-    if not auto: return "Rehearsal had nothing to choose: trust, gamma and unseen are fixed."
-    return f"Rehearsal chose {', '.join(words[key] for key in auto)}; {choice.epochs} of {est.epochs} epochs."
+             "gamma": f"gamma {choice.gamma:.2f} off the scores of seen classes"}
+    if not auto: return "Rehearsal had nothing to choose: trust and gamma are fixed."
+    return f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
+
 
 def _tell(outcome: "Outcome", figures: bool) -> None:
     "Print what came of a run, and draw it."
+    from pzsl_nb.experiment import evidence_text
     out = outcome.folder
     for note in outcome.task.notes: _one_line("note", note)
-    print(f"\n{outcome.task.summary()}\n\n{results_text(outcome.result)}\n\n{_say_choice(outcome.estimator)}")
+    print(f"\n{outcome.task.summary()}\n\n{results_text(outcome.result)}\n")
+    if told := evidence_text(outcome.result["witnesses"]): print(told)
+    print(_say_choice(outcome.estimator))
     print(f"Run in {out}: {outcome.result['seconds']:.0f} s, {outcome.result['peak_memory_mb']:.0f} MB")
     if not figures: return
     from pzsl_nb.figures import draw_run
@@ -377,21 +380,18 @@ def labels(
 ) -> None:
     """The cleaned labels of the training images, as CSV.
 
-    Columns: image, candidates (joined by |), label, belief. The label is the candidate with the largest belief; sort by
-    belief to find the images that are worth a second look.
+    Columns: image, candidates (joined by |), label, belief, coverage. The label is the candidate with the largest belief;
+    coverage is the chance that the true label is among the candidates at all. Sort by belief to find the images that are
+    worth a second look, by coverage to find those whose candidates are probably all wrong.
     """
     from pzsl_nb.estimator import CLIPPZSL
-    from pzsl_nb.experiment import read_beliefs, read_images, read_run
-    from pzsl_nb.metrics import top_belief
+    from pzsl_nb.experiment import LABEL_COLUMNS, cleaned_labels, read_beliefs, read_coverage, read_images, read_run
     read_run(run)   # complains where there is none, or it is not finished
     sets, beliefs = read_beliefs(run)
-    images = read_images(run, len(sets))
     names = [str(name) for name in CLIPPZSL.load(run/"checkpoint.safetensors").classes_]
-    chosen, weight = top_belief(beliefs, sets)
     with _csv_writer(out, force) as writer:
-        writer.writerow(["image", "candidates", "label", "belief"])
-        for row, (image, label, belief) in enumerate(zip(images, chosen.tolist(), weight.tolist())):
-            writer.writerow([image, "|".join(names[c] for c in sets[row]), names[label], f"{belief:.4f}"])
+        writer.writerow(LABEL_COLUMNS)
+        writer.writerows(cleaned_labels(read_images(run, len(sets)), sets, beliefs, read_coverage(run), names))
 
 # %% ../nbs/60_cli.ipynb #60-046
 def _encoder_of(config: "Config", given: str | None, width: int) -> Any:

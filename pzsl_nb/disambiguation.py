@@ -6,9 +6,6 @@
 __all__ = ['segment_softmax', 'candidate_cosines', 'uniform_prior', 'clip_prior', 'Beliefs']
 
 # %% ../nbs/32_disambiguation.ipynb #32-002
-import math
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -51,41 +48,67 @@ def clip_prior(
     label_features: Tensor,   # (C, d) unit length
     sets: CandidateSets,      # n candidate sets
     logit_scale: float,       # CLIP's own scale of cosines
-    temperature: float = 1.,  # above 1: softer; math.inf: uniform
     block: int | None = None, # rows at a time; None: as many as memory allows
 ) -> Tensor:                  # (nnz,)
-    "Frozen CLIP's probabilities, tempered and restricted to the candidates: the beliefs before training."
-    if not temperature > 0:
-        raise PZSLError(f"clip_prior: temperature is {temperature}; it must be above 0 (inf: uniform)")
-    if math.isinf(temperature): return uniform_prior(sets)
+    "Frozen CLIP's probabilities, restricted to the candidates."
     beliefs = torch.empty(sets.nnz, device=sets.indices.device)
     block = block or rows_at_once(len(label_features))
     for rows in torch.arange(len(sets), device=sets.indices.device).split(block):
         position, local_row = sets.positions(rows)
         part = x[rows.to(x.device)].to(label_features)
-        scores = logit_scale/temperature*candidate_cosines(part, label_features, local_row, sets.indices[position])
+        scores = logit_scale*candidate_cosines(part, label_features, local_row, sets.indices[position])
         beliefs[position] = segment_softmax(scores, local_row, len(rows)).to(beliefs)
     return beliefs
 
 # %% ../nbs/32_disambiguation.ipynb #32-015
 class Beliefs:
-    "The weight of every candidate, and the rule by which it moves."
+    "The weight of every candidate, and how it moves."
     def __init__(
         self,
         sets: CandidateSets,    # n candidate sets
         weights: Tensor,        # (nnz,) to start from, adding up to 1 in a row
-        momentum: float = .3,   # 0: the last opinion, 1: the prior for ever
-        sharpening: float = .6,  # temperature of opinions; 1: as the model says, towards 0: the favourite takes all
+        moving: bool = True,    # False: they stay what they were at the start
+        odds: Tensor | None = None,      # (nnz,) log-odds of other witnesses than the model; None: there are none
+        coverage: Tensor | None = None,  # (n,) chance that a set holds the truth; None: all do
     ):
-        if not sharpening > 0: raise PZSLError(f"beliefs: sharpening is {sharpening}; it is a temperature above 0")
-        if not 0 <= momentum <= 1: raise PZSLError(f"beliefs: momentum is {momentum}; it must lie between 0 and 1")
-        if weights.shape != sets.indices.shape:
-            raise PZSLError(f"beliefs: {len(weights):,} weights for {sets.nnz:,} candidates; give one for each")
-        self.sets, self.weights, self.momentum, self.sharpening = sets, weights.clone(), momentum, sharpening
+        for name, given, count in (("weights", weights, sets.nnz), ("odds", odds, sets.nnz), ("coverage", coverage, len(sets))):
+            if given is not None and given.shape != (count,):
+                raise PZSLError(f"beliefs: {len(given):,} {name} for {sets.nnz:,} candidates of {len(sets):,} images; "
+                                f"give {count:,}")
+        self.sets, self.moving = sets, moving
+        self.weights = weights.clone()
+        self.odds = torch.zeros_like(weights) if odds is None else odds.clone()
+        self.coverage = weights.new_ones(len(sets)) if coverage is None else coverage.clone()
 
     def __repr__(self):
-        return (f"Beliefs({len(self.sets):,} images, {self.sets.nnz:,} candidates, {self.settled():.0%} settled, "
-                f"momentum {self.momentum:g}, sharpening {self.sharpening:g})")
+        return (f"{type(self).__name__}({len(self.sets):,} images, {self.sets.nnz:,} candidates, "
+                f"{self.settled():.0%} settled{'' if self.moving else ', fixed'})")
+
+    def to(
+        self,
+        device: torch.device | str,
+    ) -> "Beliefs":
+        "The same object, its tensors moved."
+        self.sets = self.sets.to(device)
+        for name in ("weights", "odds", "coverage"): setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        "What a checkpoint has to hold."
+        return {"beliefs": self.weights, "odds": self.odds, "coverage": self.coverage}
+
+    def restore(
+        self,
+        tensors: dict[str, Tensor],  # from `tensors`
+    ) -> None:
+        "Put the beliefs where they were."
+        device = self.weights.device
+        self.weights, self.odds, self.coverage = (tensors[key].to(device) for key in ("beliefs", "odds", "coverage"))
+
+    @property
+    def mass(self) -> Tensor:  # (nnz,)
+        "Every belief times the coverage of its image."
+        return self.weights*self.coverage[self.sets.rows]
 
     def batch(
         self,
@@ -100,12 +123,10 @@ class Beliefs:
         position: Tensor,   # (m,) as `batch` gives them
         local_row: Tensor,  # (m,)
         scores: Tensor,     # (m,) the model's scores of these candidates, detached
-    ) -> Tensor:            # (m,) the new weights
-        "Move the beliefs of a batch toward the model's opinion."
-        opinion = segment_softmax(scores/self.sharpening, local_row, int(local_row[-1]) + 1)
-        weights = self.momentum*self.weights[position] + (1 - self.momentum)*opinion
-        self.weights[position] = weights
-        return weights
+    ) -> None:
+        "Let the beliefs of a batch be what the model says, times the odds."
+        if self.moving:
+            self.weights[position] = segment_softmax(scores + self.odds[position], local_row, int(local_row[-1]) + 1)
 
     def settled(
         self,

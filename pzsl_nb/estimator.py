@@ -7,6 +7,7 @@ __all__ = ['as_candidates', 'CLIPPZSL']
 
 # %% ../nbs/42_estimator.ipynb #42-002
 import copy, numbers
+from dataclasses import replace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from .core import PZSLError, content_hash, listing, patch_to, processes, progress_bar, rows_at_once
 from .disambiguation import Beliefs, clip_prior, uniform_prior
+from .evidence import Evidence, EvidentBeliefs, Witnesses, gather_evidence
 from .loss import PartialZeroShotLoss
 from .metrics import TopScores, top_belief
 from .mining import visual_prototypes
@@ -69,16 +71,19 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
     "Zero-shot learning from ambiguous labels on CLIP features (CLIP-PZSL, arXiv 2603.05053), in scikit-learn's manner."
     def __init__(
         self,
-        epochs: int = 20,             # planned; rehearsal may stop at half
-        lr: float = 1e-3,             # highest learning rate
+        epochs: int = 14,             # passes over the images
+        lr: float = 2e-3,             # highest learning rate
         weight_decay: float = 1e-2,   # of AdamW
         batch_size: int = 256,        # images; at most an eighth of all
         cross_entropy: float = 1.,    # weight of the loss's term (a)
-        alignment: float = .3,        # weight of term (b)
-        unseen: float | str = "auto", # weight of term (c); "auto": 0 or 3 by rehearsal
-        momentum: float = .3,         # inertia of beliefs
-        sharpening: float = .6,       # temperature of the opinions that beliefs move toward; 1: as the model says
-        prior_temperature: float = 1.,  # of the CLIP prior; inf: uniform start
+        unseen: float | str = "auto", # weight of term (b); "auto": (words - apprentice)^2, at most 1
+        words: float | str = "auto",  # what frozen CLIP is worth as a witness; "auto": fitted
+        pictures: float | str = "auto",  # what other images are worth; "auto": fitted, 0: they are not asked
+        apprentice: float | str = "auto",  # what a model trained on other images is worth; "auto": fitted, 0: none is
+        dropped: float | str = "auto",  # chance that a set lacks the truth; "auto": fitted
+        slope: float | str = "auto",  # how much likeness brings wrong labels into sets; "auto": fitted, 0: accidents
+        start: str = "evidence",      # of beliefs: from witnesses, who keep their say; or "clip", or "uniform"
+        moving: bool = True,          # switch: beliefs move during training
         adapter: bool = True,         # switch: residual on images
         self_attention: bool = True,  # switch: labels look at each other
         cross_attention: bool = True, # switch: labels look at visual prototypes
@@ -86,11 +91,11 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         heads: int = 4,               # attention heads
         trust: float | str = "auto",  # 0: frozen CLIP, 1: all that was learned; "auto": by rehearsal
         gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
-        folds: int = 3,               # rehearsals
+        folds: int = 2,               # rehearsals
         averaging: bool = True,       # keep the average of the weights' path, not its end
         negatives: int = 1024,        # labels beside its candidates that a step compares with; more are sampled
         logit_scale: float = 100.,    # CLIP's scale of cosines
-        objective: Any = None,        # another learning rule in place of the three terms (see `43_baselines`)
+        objective: Any = None,        # another learning rule in place of the two terms (see `43_baselines`)
         architecture: Any = None,     # another model: called with label features, seen, logit_scale and attributes
         encoder: Any = None,          # from `load_encoder`: makes label features from names
         random_state: int = 0,        # seed
@@ -125,39 +130,64 @@ def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor, attributes: Tensor | Non
                          est.cross_attention)
 
 
-def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, unseen: float, seed: int,
-                  share: float = 1., attributes: Tensor | None = None) -> Trainer:
+def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, from_words: bool,
+            attributes: Tensor | None) -> Evidence | None:
+    "Evidence, with those numbers fixed that the settings give; None where nobody asks for it."
+    if est.start not in ("evidence", "clip", "uniform"):
+        raise PZSLError(f"start: {est.start!r} is not known; use evidence, clip or uniform")
+    if est.start != "evidence" and "auto" not in (est.trust, est.gamma): return None
+    names = ("words", "pictures", "apprentice", "dropped", "slope")
+    fixed = {name: float(value) for name in names if (value := getattr(est, name)) != "auto"}
+    start = None if from_words else clip_prior(x, t, sets, est.logit_scale)
+    def apprentice(evidence, rows):   # learns by its own opinion and the sets, without pictures: another witness
+        part = evidence.restrict(sets, rows, seen)
+        part = replace(part, witnesses=replace(part.witnesses, pictures=0.))
+        trainer = _make_trainer(est, x[rows.to(x.device)].float(), sets.select(rows), t, seen, part, 0., est._seed(),
+                                len(rows)/len(x), attributes)
+        run(trainer, progress=False)
+        with torch.no_grad(): model, e = trainer.model, trainer.model.labels(trainer.label_features)
+        def ask(images, ids):
+            with torch.no_grad(): return model.score(model.images(images), e[ids])
+        return ask
+    return gather_evidence(x, t, sets, seen, est.logit_scale, fixed if from_words else {"words": 0., "slope": 0.} | fixed,
+                           start=start, apprentice=apprentice if est.start == "evidence" and est.epochs else None,
+                           most=est.negatives, seed=est._seed(), device=est.device)
+
+
+def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None, unseen: float,
+                  seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
         torch.manual_seed(seed)
         model = _make_model(est, t, seen, attributes)
-    beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale, est.prior_temperature), est.momentum,
-                      est.sharpening)
-    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, est.alignment, unseen)
+    if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
+    else: beliefs = Beliefs(sets, uniform_prior(sets) if est.start == "uniform" else clip_prior(x, t, sets, est.logit_scale),
+                            est.moving)
+    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
                    seed, est.device, LabelSampler(seen, est.negatives, seed), est.averaging)
 
 
-def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor,
+def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
               attributes: Tensor | None = None) -> Choice:
-    "What `choose` finds for every setting that is `auto`."
-    fixed = {key: float(value) for key in ("trust", "gamma", "unseen") if (value := getattr(est, key)) != "auto"}
-    weights = (fixed["unseen"],) if "unseen" in fixed else (0.,) if est.objective is not None else (0., 3.)
-    trusts = (fixed["trust"],) if "trust" in fixed else TRUSTS
-    if {"trust", "gamma"} <= set(fixed) and len(weights) == 1:
-        return Choice(fixed["trust"], fixed["gamma"], weights[0], est.epochs)
-    rounds = est.folds*(len(weights) if (~seen).any() else 1)*est.epochs
+    "What `choose` finds for trust and gamma where they are `auto`; the weight of term (b) follows from the evidence."
+    fixed = {key: float(value) for key in ("trust", "gamma") if (value := getattr(est, key)) != "auto"}
+    own = est.objective is None and est.start == "evidence" and bool((~seen).any())   # other rules have no term (b)
+    if est.unseen != "auto": unseen = float(est.unseen)
+    else: unseen = max(0., min(1., evidence.witnesses.words) - evidence.witnesses.apprentice)**2 if own else 0.
+    if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen)
     shown = est.progress and processes(est.device).first
-    with progress_bar(total=rounds, desc="rehearsal", unit="epoch", shown=shown) as bar:
-        def train(x, sets, t, seen, unseen, seed, share, look, classes):
-            def step(trainer):
-                bar.update()
-                return look(trainer.model, trainer.epoch) or {}
-            part = None if attributes is None else attributes[classes]
-            run(_make_trainer(est, x, sets, t, seen, unseen, seed, share, part), on_epoch=step, progress=False)
-        prior = clip_prior(x, t, sets, est.logit_scale)
-        found = choose(train, x, sets, t, seen, prior, est.epochs, weights, trusts, est.folds, est._seed())
+    with progress_bar(total=est.folds*est.epochs, desc="rehearsal", unit="epoch", shown=shown) as bar:
+        def train(fold, inside, seed):
+            part, share = x[fold.train.to(x.device)].float(), len(fold.train)/len(x)
+            trainer = _make_trainer(est, part, inside, t[fold.classes], fold.seen[fold.classes],
+                                    evidence.restrict(sets, fold.train, fold.seen), unseen, seed, share,
+                                    None if attributes is None else attributes[fold.classes])
+            run(trainer, on_epoch=lambda _: bar.update() or {}, progress=False)
+            return trainer.model
+        trusts = (fixed["trust"],) if "trust" in fixed else TRUSTS
+        found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed())
     return Choice(**{**vars(found), **fixed})
 
 # %% ../nbs/42_estimator.ipynb #42-011
@@ -210,6 +240,7 @@ def fit(
     *,
     class_names: Sequence | None = None, # C names; None: numbers, or the labels that occur
     seen: Any = None,                    # (C,) bool; None: the classes that occur in a set are the seen ones
+    from_words: bool = True,             # False: `label_features` were made from X and candidates, and are no witness
     attributes: Any = None,              # (C, a) for an architecture that learns from them
     checkpoint: str | Path | None = None,  # file to keep progress in
     every: int = 5,                      # epochs between checkpoints
@@ -229,16 +260,19 @@ def fit(
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
-    choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, attributes)
+    evidence = (_recalled(checkpoint) if going_on else
+                _gather(self, x, sets, t, seen, from_words and (label_features is not None or self.encoder is not None),
+                        attributes))
+    choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, evidence, attributes)
     choice = processes(self.device).agree(choice)
-    trainer = _make_trainer(self, x, sets, t, seen, choice.unseen, self._seed(), attributes=attributes)
-    trainer.notes = {"choice": vars(choice), "classes": classes.tolist(), "settings": self._plain_settings(),
-                     "same": same}
+    trainer = _make_trainer(self, x, sets, t, seen, evidence, choice.unseen, self._seed(), attributes=attributes)
+    trainer.notes = {"choice": vars(choice), "witnesses": evidence and vars(evidence.witnesses), "classes": classes.tolist(),
+                     "settings": self._plain_settings(), "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
     elif checkpoint is not None and trainer.group.first:
         save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
-    self.history_ = run(trainer, choice.epochs, checkpoint, every, on_epoch, self.progress)
-    return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs.weights.cpu())
+    self.history_ = run(trainer, None, checkpoint, every, on_epoch, self.progress)
+    return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs, evidence and evidence.witnesses)
 
 # %% ../nbs/42_estimator.ipynb #42-012
 @patch_to(CLIPPZSL)
@@ -257,6 +291,19 @@ def _plain_settings(self) -> dict[str, Any]:
             if isinstance(value, (int, float, str, bool)) and key not in ("device", "progress")}
 
 
+def _as_witnesses(plain: dict[str, float] | None) -> Witnesses | None:
+    "Witnesses as a checkpoint holds them."
+    return None if plain is None else Witnesses(**plain)
+
+
+def _recalled(checkpoint: str | Path) -> Evidence | None:
+    "The evidence that a checkpoint holds."
+    tensors, plain = read_checkpoint(checkpoint)
+    witnesses = _as_witnesses(plain["notes"]["witnesses"])
+    surprise = tensors.get("surprise", torch.zeros_like(tensors["beliefs"]))   # beliefs that ask nobody have none
+    return witnesses and Evidence(witnesses, tensors["beliefs"], tensors["coverage"], surprise, 0.)
+
+
 def _as_choice(plain: dict[str, Any]) -> Choice:
     "A choice as a checkpoint holds it."
     return Choice(**{**plain, "table": tuple(plain["table"])})
@@ -264,13 +311,13 @@ def _as_choice(plain: dict[str, Any]) -> Choice:
 
 @patch_to(CLIPPZSL)
 def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen: Tensor, t: Tensor,
-          sets: CandidateSets | None = None, beliefs: Tensor | None = None) -> CLIPPZSL:
+          sets: CandidateSets | None = None, beliefs: Beliefs | None = None, witnesses: Witnesses | None = None) -> CLIPPZSL:
     "Set what `fit` learned."
     self.model_, self.choice_, self.classes_ = model.cpu().eval(), choice, classes
-    self.seen_, self.label_features_ = seen, t
+    self.seen_, self.label_features_, self.witnesses_ = seen, t, witnesses
     if sets is not None:
-        self.candidates_, self.beliefs_ = sets, beliefs
-        self.labels_ = classes[top_belief(beliefs, sets)[0].numpy()]
+        self.candidates_, self.beliefs_, self.coverage_ = sets, beliefs.weights.cpu(), beliefs.coverage.cpu()
+        self.labels_ = classes[top_belief(self.beliefs_, sets)[0].numpy()]
     return self
 
 # %% ../nbs/42_estimator.ipynb #42-014
@@ -355,4 +402,5 @@ def load(
         raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so another "
                         "version of this program wrote it; train again") from error
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
-    return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t)
+    return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t,
+                     witnesses=_as_witnesses(notes["witnesses"]))

@@ -384,7 +384,7 @@ def with_attribute_features(
     if task.attributes is None: raise PZSLError(f"{task.name}: has no attributes to make label features of")
     t = attribute_label_features(task.features, sets, task.attributes, task.seen)
     scale = float(_SCALES[np.argmax(candidate_likelihoods(task.features, t, sets, task.seen))])
-    return replace(task, label_features=t, candidates=sets, logit_scale=scale)
+    return replace(task, label_features=t, candidates=sets, logit_scale=scale, words=False)
 
 # %% ../nbs/13_matlab.ipynb #13-027
 def load_xlsa17(
@@ -551,7 +551,7 @@ def load_pll(
         notes = [f"{path.name}: fold {fold}; label features are means of training images over their candidates"]
         return make_task(f"{path.stem}, fold {fold}", features[train], None if (labels < 0).any() else labels[train], t,
                          np.ones(count, bool), features[test], labels[test], candidates=sets, logit_scale=scale,
-                         class_names=[f"class {c + 1}" for c in range(count)],
+                         class_names=[f"class {c + 1}" for c in range(count)], words=False,
                          notes=(*notes, *([f"{path.name}: {note}"] if note else [])))
     except PZSLError as error:
         raise error if str(path) in str(error) else PZSLError(f"{path}: {error}") from error

@@ -6,7 +6,6 @@
 __all__ = ['METHODS', 'SEES_TRUTH', 'method_settings']
 
 # %% ../nbs/48_methods.ipynb #48-002
-import math
 from typing import Any
 
 from .attribute_maps import AttributeMap, ESZSL
@@ -17,12 +16,12 @@ from .purification import Purification
 from .views import Consistency, ContrastivePrototypes, PrototypeAlignment
 
 # %% ../nbs/48_methods.ipynb #48-005
-_PEER = {"prior_temperature": math.inf, "momentum": 0., "sharpening": 1.}
-_CLOSED = {"epochs": 1, "momentum": 1., "alignment": 0., "unseen": 0.}   # one pass in which nothing is trained
+_PEER = {"start": "uniform"}   # nobody but the rule has a say
+_CLOSED = {"start": "clip", "epochs": 1, "moving": False}   # one pass in which nothing is trained
 
 METHODS: dict[str, dict[str, Any]] = {
     "clip-pzsl": {},
-    "zero-shot": {"epochs": 0, "trust": 0., "gamma": 0., "unseen": 0.},
+    "zero-shot": {"start": "clip", "epochs": 0, "trust": 0., "gamma": 0.},
     "supervised": {},   # with the true labels in place of candidate sets
     "cc": {"objective": CandidateNLL(), **_PEER},
     "rc": {"objective": RiskConsistent(), **_PEER},

@@ -22,8 +22,9 @@ import pzsl_nb
 from .compare import _NOTES, overall_text, report, setting_tables
 from .core import PZSLError, atomic_path, listing, rows_at_once
 from .estimator import CLIPPZSL
-from .experiment import (Config, Outcome, _read_lines, _true_sets, read_beliefs, read_images, read_run,
-                                read_trajectories, reading, run_name)
+from .experiment import (LABEL_COLUMNS, Config, Outcome, _read_lines, _true_sets, cleaned_labels, evidence_text,
+                                read_beliefs, read_coverage, read_images, read_run, read_trajectories, reading,
+                                run_name)
 from .figures import FIGURES
 from .images import _read_table
 from .methods import method_settings
@@ -45,7 +46,7 @@ class FinishedRun(Outcome):
         architecture = method_settings(config.method).get("architecture")
         est = CLIPPZSL.load(folder/"checkpoint.safetensors", architecture=architecture)
         super().__init__(config, None, est, result, {}, read_trajectories(folder), folder)
-        self.sets, self.beliefs = read_beliefs(folder)
+        (self.sets, self.beliefs), self.coverage = read_beliefs(folder), read_coverage(folder)
         self.names, self.classes = read_images(folder, len(self.sets)), [str(name) for name in est.classes_]
         self.top, self.weight = top_belief(self.beliefs, self.sets)
         self.missing, self.truth = "", None
@@ -115,17 +116,20 @@ def _table(shown: pd.DataFrame, **how: Any) -> str:
 def warn(run: FinishedRun) -> Iterator[str]:
     "What a reader should know before believing a number."
     result, task, seen, n = run.result, run.result["task"], run.estimator.seen_.nonzero()[:, 0], len(run.sets)
-    inside, trust = result["metrics"].get("covering_rate"), result["choice"]["trust"]
+    trust, witnesses = result["choice"]["trust"], result.get("witnesses") or {}
     if run.missing: yield f"Without pictures, embeddings and disagreements, for the data cannot be had: {run.missing}"
     if run.truth is not None and (held := run.sets.contains(run.truth).double().mean().item()) < .95:
         yield (f"Low coverage: only {held:.1%} of the candidate sets hold the true label, and no method finds what is "
                "not there. Ask more annotators, or lower --min-votes.")
-    elif run.truth is None and inside is not None and inside < .8:
-        yield (f"Low coverage, by estimate: only {inside:.1%} of the predictions on training images lie in their sets. "
-               "Either sets miss the truth, or the classes are hard to tell apart.")
+    elif run.truth is None and (held := run.coverage.mean().item()) < .95:
+        yield (f"Low coverage, by estimate: only {held:.1%} of the candidate sets hold the true label. Ask more "
+               "annotators, or lower --min-votes.")
     if run.config.trust == "auto" and trust <= .25 and run.config.method != "zero-shot":
         yield (f"Rehearsal trusts the training by {trust:g} only: on classes that played unseen, frozen CLIP was "
                "(nearly) as good, and so predictions are (nearly) those of frozen CLIP.")
+    if witnesses.get("words", 1.) < .02 and run.config.words == "auto":
+        yield ("Names are no guide to these pictures: frozen CLIP's word counts nothing. Are the label features of the "
+               "same encoder and the right classes?")
     H, frozen = (result[key].get("H") for key in ("metrics", "zero_shot"))
     if None not in (H, frozen) and H < frozen:
         yield f"H is {100*(frozen - H):.1f} points below frozen CLIP: on these data the training did harm."
@@ -241,6 +245,17 @@ def _votes(run: FinishedRun, images: Sequence[str]) -> dict[str, list[str]]:
             for image, part in said.groupby("image")[["who", "words"]]}
 
 
+def _doubtful(run: FinishedRun, most: int = 9, below: float = .5) -> dict[str, Any] | None:
+    "Images whose candidates are probably all wrong, the least covered first."
+    low = run.coverage < below
+    if not low.any(): return None
+    rows = run.coverage.argsort(stable=True)[:min(most, int(low.sum()))]
+    cards = _cards(run, rows)
+    for card, covered in zip(cards, run.coverage[rows].tolist()):
+        card["lines"] = [f"Chance that one of its candidates is true: {covered:.0%}."]
+    return {"cards": cards, "count": int(low.sum())}
+
+
 def _disagreements(run: FinishedRun, most: int = 9) -> dict[str, Any] | None:
     "Images whose most probable seen class is no candidate, the surest first."
     est, n = run.estimator, len(run.sets)
@@ -264,13 +279,11 @@ def _labels(run: FinishedRun, most: int) -> dict[str, Any]:
     "The cleaned labels: a download of at most `most` bytes, or the command for it, and the first rows."
     lengths = torch.tensor([len(name.encode("utf-8", "replace")) + 1 for name in run.classes])
     fits = lengths[run.sets.indices].sum().item() + 40*len(run.sets) < most
-    told = islice(enumerate(zip(run.names, run.top.tolist(), run.weight.tolist())), None if fits else 5)
-    rows = [(name, "|".join(run.classes[c] for c in run.sets[i]), run.classes[label], f"{belief:.4f}")
-            for i, (name, label, belief) in told]
-    columns, buffer = ("image", "candidates", "label", "belief"), io.StringIO(newline="")
-    csv.writer(buffer).writerows([columns, *rows])
+    told = cleaned_labels(run.names, run.sets, run.beliefs, run.coverage, run.classes)
+    rows, buffer = [*islice(told, None if fits else 5)], io.StringIO(newline="")
+    csv.writer(buffer).writerows([LABEL_COLUMNS, *rows])
     content = buffer.getvalue().encode("utf-8", "surrogateescape")
-    shown = pd.DataFrame(rows[:5], columns=columns).replace({"candidates": {r"\|": ", "}}, regex=True)
+    shown = pd.DataFrame(rows[:5], columns=LABEL_COLUMNS).replace({"candidates": {r"\|": ", "}}, regex=True)
     return {"file": f"{run_name(run.config)}-labels.csv", "uri": _uri(content, "text/csv;charset=utf-8")*fits,
             "command": shlex.join(["pzsl", "labels", "--run", str(run.folder), "--out", "labels.csv"]),
             "table": _table(shown, index=False)}
@@ -283,7 +296,8 @@ def _run_section(run: FinishedRun, sections: int) -> dict[str, Any]:
     return {"name": run_name(run.config), "run": run, "warnings": [*warn(run)], "command": _command(run.config),
             "tables": [("Results", _table(measures(run.result)))], "figures": _figures(run),
             "map": _map(run, max(100, 800//sections)) if known else None, "over_time": _over_time(run),
-            "undecided": _cards(run, undecided), "disagreements": _disagreements(run) if known else None,
+            "evidence": evidence_text(run.result.get("witnesses")), "undecided": _cards(run, undecided),
+            "doubtful": _doubtful(run), "disagreements": _disagreements(run) if known else None,
             "labels": _labels(run, 3_000_000//sections)}
 
 

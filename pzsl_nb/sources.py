@@ -210,7 +210,7 @@ class _Names(Sequence):
 # %% ../nbs/23_sources.ipynb #23-021
 _TENSORS = ("label_features", "seen", "labels", "test_labels", "superclass", "attributes")
 _SHAPING = ("encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error", "seed", "allow_outside")
-_PLAIN = ("name", "class_names", "logit_scale", "dropped_rows", "notes", "fingerprint")
+_PLAIN = ("name", "class_names", "logit_scale", "dropped_rows", "notes", "words", "fingerprint")
 
 
 def _record(spec: str, how: Reading) -> Path:

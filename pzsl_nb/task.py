@@ -314,6 +314,7 @@ class Task:
     test_ids: Sequence[str] | None = None         # m names
     attributes: Tensor | None = None              # (C, a) float32, where classes are described by numbers, not by words
     notes: tuple[str, ...] = ()                   # what whoever reads the results should know of these data
+    words: bool = True                            # label features come from words; False: from the training images
     fingerprint: str | None = None                # stands for the content of the features; None: hash them
 
     def __post_init__(self): _check_task(self)

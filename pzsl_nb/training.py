@@ -43,8 +43,8 @@ class Trainer:
         beliefs: Any,              # the weight of every candidate and its rule
         x: Tensor,                 # (n, d) float32 image features, unit length
         label_features: Tensor,    # (C, d) float32, unit length
-        epochs: int = 20,          # planned: the schedule is laid out for these
-        lr: float = 1e-3,          # highest learning rate of AdamW
+        epochs: int = 14,          # planned: the schedule is laid out for these
+        lr: float = 2e-3,          # highest learning rate of AdamW
         weight_decay: float = 1e-2,  # of AdamW
         batch_size: int = 256,     # images
         seed: int = 0,             # of the order of images
@@ -54,8 +54,7 @@ class Trainer:
     ):
         self.group, self.device, self.sampler = processes(device), pick_device(device), sampler
         self.amp = self.device.type == "cuda"
-        self.model, self.loss, self.beliefs = model.to(self.device), loss, beliefs
-        beliefs.sets, beliefs.weights = beliefs.sets.to(self.device), beliefs.weights.to(self.device)
+        self.model, self.loss, self.beliefs = model.to(self.device), loss, beliefs.to(self.device)
         fits = self.device.type == "cuda" and 4*x.nbytes < torch.cuda.mem_get_info(self.device)[0]
         self.x, self.label_features = x.to(self.device) if fits else x, label_features.to(self.device)
         if sampler is not None: sampler.seen = sampler.seen.to(self.device)
@@ -76,6 +75,7 @@ class Trainer:
         "The batch as the loss sees it; the beliefs have moved toward what the model says of it."
         x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
         position, local_row, classes = self.beliefs.batch(rows.to(self.device))
+        covered = self.beliefs.coverage[rows.to(self.device)][local_row]
         part = self.sampler(classes, step) if self.sampler is not None else None
         t, seen, memory, correction, ids = self.label_features, self.model.seen, None, None, None
         if part is not None:
@@ -85,8 +85,8 @@ class Trainer:
             images, labels = self.model.images(x), self.model.labels(t, memory=memory)
         logits = self.model.score(images, labels).float()
         scores = at_candidates(logits.detach(), local_row, classes)
-        weights = (self.beliefs.weights[position] if hasattr(self.loss, "opinion")
-                   else self.beliefs.update(position, local_row, scores))
+        if not hasattr(self.loss, "opinion"): self.beliefs.update(position, local_row, scores)
+        weights = self.beliefs.weights[position]*covered
         if correction is not None: logits = logits + correction
         scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
         return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
@@ -148,7 +148,8 @@ class Trainer:
         begin, total, self.epoch = time.perf_counter(), {}, self.epoch + 1
         self._swap()
         self.model.train()
-        self.model.remember(self.x, self.beliefs.weights, self.beliefs.sets, self.label_features)
+        if hasattr(self.beliefs, "look"): self.beliefs.look(self.epoch)
+        self.model.remember(self.x, self.beliefs.mass, self.beliefs.sets, self.label_features)
         mine = torch.zeros(len(self.x), dtype=torch.bool)
         batches = torch.randperm(len(self.x), generator=self.generator).split(self.batch_size)
         for k, batch in enumerate(batches, (self.epoch - 1)*len(batches)):
@@ -204,8 +205,7 @@ def save_checkpoint(
     if isinstance(trainer.loss, nn.Module):
         tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
     tensors |= {f"aside.{i}": value for i, value in enumerate(trainer.aside)}
-    tensors |= {"beliefs": trainer.beliefs.weights, "random": trainer.generator.get_state(),
-                "label_features": trainer.label_features}
+    tensors |= trainer.beliefs.tensors() | {"random": trainer.generator.get_state(), "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
              "notes": trainer.notes}
     if trainer.optimiser is not None:
@@ -249,7 +249,7 @@ def load_checkpoint(
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
     for i, value in enumerate(trainer.aside): value.copy_(tensors[f"aside.{i}"])
-    trainer.beliefs.weights = tensors["beliefs"].to(trainer.device)
+    trainer.beliefs.restore(tensors)
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]
     if trainer.optimiser is not None:

@@ -204,7 +204,7 @@ def test_no_run_outlives_its_command(folder):
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(folder):
     words = ["--data", "npz:birds.npz", "--methods", "zero-shot,cc", "--seeds", "1", "--set", "epochs=2", "--set", "batch_size=7",
-             "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--set", "alignment=0.5", "--set", "heads=3",
+             "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--set", "cross_entropy=0.5", "--set", "heads=3",
              "--set", "inner=9", "--device", "cpu", "--candidates", "uniform:0.3", "--candidates", "hierarchical:0.3"]
     code, out, err = pzsl(folder, *words, "--out", "failing")   # the data have no superclasses
     assert code == 1 and "2 of 4 runs failed" in err and "birds-hierarchical-0.3-cc-0" in err and "errors.jsonl" in err

@@ -144,7 +144,7 @@ def test_measures_do_depend_on_the_truth(go):
 # The folder
 
 def test_stopped_and_resumed(go, monkeypatch):
-    config = QUICK | {"prior_temperature": "inf", "momentum": 0.}   # favourites of the start are none of epoch 1's
+    config = QUICK | {"start": "uniform"}   # favourites of the start are none of epoch 1's
     whole = go("whole", config=config)
     watch = Watcher.__call__
     def stop(self, trainer):
@@ -164,7 +164,7 @@ def test_stopped_and_resumed(go, monkeypatch):
     (a, wa), (b, wb) = read_beliefs(parts.folder), read_beliefs(whole.folder)
     assert torch.equal(wa, wb) and torch.equal(a.indices, b.indices)
     lines = [(outcome.folder/"history.csv").read_text().splitlines() for outcome in (parts, whole)]
-    assert len(lines[0]) == len(lines[1]) == 1 + whole.result["choice"]["epochs"]
+    assert len(lines[0]) == len(lines[1]) == 1 + QUICK["epochs"]
     drop = lines[0][0].split(",").index("seconds")
     strip = [[line.split(",")[:drop] + line.split(",")[drop + 1:] for line in part] for part in lines]
     assert strip[0] == strip[1]   # flips of the first resumed epoch among them
@@ -285,16 +285,17 @@ def test_configurations_come_back(config):
 
 
 def test_a_configuration_comes_back_from_its_folder(go):
-    outcome = go("a", config=BY_HAND | {"prior_temperature": float("inf"), "epochs": 0, "lr": 1})
+    outcome = go("a", config=BY_HAND | {"start": "clip", "epochs": 0, "lr": 1})
     assert read_run(outcome.folder)[0] == outcome.config
-    assert outcome.estimator.get_params()["prior_temperature"] == float("inf")
+    assert outcome.estimator.get_params()["start"] == "clip"
 
 
 def test_every_setting_reaches_the_estimator():
-    other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9, "cross_entropy": .5, "alignment": .5,
-             "unseen": .5, "momentum": .5, "prior_temperature": .5, "adapter": False, "self_attention": False,
+    other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9, "cross_entropy": .5,
+             "unseen": .5, "words": .5, "pictures": .5, "apprentice": .5, "dropped": .5, "slope": .5, "start": "clip",
+             "moving": False, "adapter": False, "self_attention": False,
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
-             "negatives": 7, "averaging": False, "sharpening": .5}
+             "negatives": 7, "averaging": False}
     fields = {field.name for field in dataclasses.fields(Config)}
     of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error"}
     assert set(other) == fields - {"data", "candidates", "method"} - of_the_data
@@ -340,7 +341,7 @@ def test_a_grid_goes_on_and_never_repeats(runs, tmp_path):
 
 
 def test_a_grid_without_a_file(runs, tmp_path):
-    rows = run_grid([Config(seed=1), Config(seed=1), Config(prior_temperature="inf")], progress=False)
+    rows = run_grid([Config(seed=1), Config(seed=1), Config(start="clip")], progress=False)
     assert len(runs) == 2 and len(rows) == 3 and not list(tmp_path.iterdir())
 
 
