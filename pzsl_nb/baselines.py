@@ -22,9 +22,10 @@ from .task import CandidateSets
 @dataclass(frozen=True)
 class CandidateNLL:
     "Minus log of the probability that some candidate is the true class (CC, NeurIPS 2020, eq. 8)."
+    unseen = False   # unseen labels play no part in the loss, so a step leaves them out
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, mean over the batch, in nats
-        "The loss of a batch, called as the three terms are."
+        "The loss of a batch, called as the two terms are."
         logits, local_row = batch.logits, batch.local_row
         log_p = seen_log_probabilities(logits, batch.seen)[local_row, batch.classes]
         top = log_p.detach().new_full((len(logits),), -torch.inf).scatter_reduce(0, local_row, log_p.detach(), "amax")
@@ -35,6 +36,7 @@ class CandidateNLL:
 @dataclass(frozen=True)
 class RiskConsistent:
     "Cross-entropy weighted by the model's opinion after the step (RC, NeurIPS 2020, eq. 9)."
+    unseen = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
@@ -106,6 +108,7 @@ class AverageLoss:
     "Mean of a bounded loss over the candidates (ABS, TPAMI 2023): generalised cross-entropy, or MAE (k = 1, times 2)."
     k: float = .7         # above 0; towards 0 it becomes cross-entropy
     factor: float = 1.    # of the loss
+    unseen = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to factor/k
         "The average over candidates, mean over the batch."

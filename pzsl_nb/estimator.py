@@ -164,9 +164,10 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     else: beliefs = Beliefs(sets, uniform_prior(sets) if est.start == "uniform" else clip_prior(x, t, sets, est.logit_scale),
                             est.moving)
     objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
+    sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
     return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
-                   seed, est.device, LabelSampler(seen, est.negatives, seed), est.averaging)
+                   seed, est.device, sampler, est.averaging)
 
 
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,

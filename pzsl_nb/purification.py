@@ -43,8 +43,8 @@ class Purification(Rule):
         most: float = .4,      # theta at last
         grows: float = .001,   # share by which theta grows
         rest: float = 1e-4,    # share of the n x C labels that may be removed for theta to grow all the same
-        window: int = 5,       # epochs
-        warm_up: int = 10,     # epochs before anything is removed
+        window: int = 4,       # epochs
+        warm_up: int = 8,      # epochs before anything is removed
     ):
         super().__init__(first=theta, most=most, grows=grows, rest=rest, window=window, warm_up=warm_up)
 
@@ -80,5 +80,3 @@ class Purification(Rule):
             if removed < self.rest*n*beliefs.sets.n_classes:
                 self.theta = (self.theta*(1 + self.grows)).clamp(max=self.most)
         self.total = torch.zeros_like(self.total)
-
-

@@ -30,8 +30,9 @@ class LabelSampler:
         negatives: int = 1024,  # seen labels beside the candidates that a step compares with, and as many unseen ones
         seed: int = 0,          # the draw of a step depends on this and on the number of the step alone
         looked_at: int = 256,   # labels, and prototypes, that the mining block looks at
+        unseen: bool = True,    # False: the loss has no use for unseen labels; the mining block still looks at them
     ):
-        self.seen, self.negatives, self.seed, self.looked_at = seen, negatives, seed, looked_at
+        self.seen, self.negatives, self.seed, self.looked_at, self.unseen = seen, negatives, seed, looked_at, unseen
 
     def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
         "At most so many of the places where a mask holds, without repetition."
@@ -45,13 +46,13 @@ class LabelSampler:
         step: int,        # number of the step in the whole training
     ) -> StepLabels | None:  # None: all labels are few enough
         "The labels of this step."
-        if len(self.seen) <= self.negatives: return None
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
-        outside = self.seen & ~inside
-        if (count := int(outside.sum())) <= self.negatives and int((~self.seen).sum()) <= self.negatives: return None
+        outside, others = self.seen & ~inside, ~self.seen & self.unseen
+        few = max(count := int(outside.sum()), int(others.sum())) <= self.negatives
+        if few and (self.unseen or bool(self.seen.all())): return None
         mixed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]   # a generator heeds 32 bits only
         generator = torch.Generator(classes.device).manual_seed(int(mixed))
-        drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, ~self.seen))
+        drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, others))
         ids = torch.cat([inside.nonzero()[:, 0], drawn, unseen]).sort().values
         correction = torch.zeros(len(self.seen), device=classes.device)
         correction[drawn] = math.log(max(count, 1)/max(len(drawn), 1))

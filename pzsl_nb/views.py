@@ -35,6 +35,8 @@ def two_views(
 
 class Rule(nn.Module):
     "A learning rule that remembers something: its settings show in `repr`, its buffers go into checkpoints."
+    unseen = False   # unseen labels play no part in these losses
+
     def __init__(self, **settings: Any):
         super().__init__()
         self.settings = settings
