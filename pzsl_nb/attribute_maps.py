@@ -82,7 +82,8 @@ class SignatureModel(CLIPPZSLModel):
         self.common = self.signatures(label_features)[self.seen].mean(0)
         a, seen = self.signatures(label_features)[self.seen].double().cpu(), self.seen.cpu()
         right = (by_class[seen] - mass[seen, None]*centre).T @ a   # sum of x times the mean signature of its set
-        self.map = self.solve(gram - len(sets)*torch.outer(centre, centre), right, a).to(self.map).contiguous()   # as it comes back from a file
+        found = self.solve(gram - len(sets)*torch.outer(centre, centre), right, a)
+        self.map = found.to(self.map).contiguous()   # as it comes back from a file
 
     def images(self, x: Tensor, trust: float = 1.) -> Tensor:  # (b, k)
         "The image, and what the map makes of it; while training, when labels may be a sample, CLIP's alone."

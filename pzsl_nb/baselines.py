@@ -36,7 +36,7 @@ class CandidateNLL:
 @dataclass(frozen=True)
 class RiskConsistent:
     "Cross-entropy weighted by the model's opinion after the step (RC, NeurIPS 2020, eq. 9)."
-    unseen = False
+    unseen, rate = False, .5   # half of the learning rate: weights by the model's own opinion run away at the full one
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
@@ -108,6 +108,7 @@ class AverageLoss:
     "Mean of a bounded loss over the candidates (ABS, TPAMI 2023): generalised cross-entropy, or MAE (k = 1, times 2)."
     k: float = .7         # above 0; towards 0 it becomes cross-entropy
     factor: float = 1.    # of the loss
+    rate: float = .5      # of the learning rate
     unseen = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to factor/k

@@ -380,9 +380,9 @@ def labels(
 ) -> None:
     """The cleaned labels of the training images, as CSV.
 
-    Columns: image, candidates (joined by |), label, belief, coverage. The label is the candidate with the largest belief;
-    coverage is the chance that the true label is among the candidates at all. Sort by belief to find the images that are
-    worth a second look, by coverage to find those whose candidates are probably all wrong.
+    Columns: image, candidates (joined by |), label, belief, coverage. The label is the candidate with the largest
+    belief; coverage is the chance that the true label is among the candidates at all. Sort by belief to find the
+    images that are worth a second look, by coverage to find those whose candidates are probably all wrong.
     """
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import LABEL_COLUMNS, cleaned_labels, read_beliefs, read_coverage, read_images, read_run

@@ -71,7 +71,8 @@ class Beliefs:
         odds: Tensor | None = None,      # (nnz,) log-odds of other witnesses than the model; None: there are none
         coverage: Tensor | None = None,  # (n,) chance that a set holds the truth; None: all do
     ):
-        for name, given, count in (("weights", weights, sets.nnz), ("odds", odds, sets.nnz), ("coverage", coverage, len(sets))):
+        sizes = {"weights": (weights, sets.nnz), "odds": (odds, sets.nnz), "coverage": (coverage, len(sets))}
+        for name, (given, count) in sizes.items():
             if given is not None and given.shape != (count,):
                 raise PZSLError(f"beliefs: {len(given):,} {name} for {sets.nnz:,} candidates of {len(sets):,} images; "
                                 f"give {count:,}")

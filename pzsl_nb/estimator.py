@@ -149,24 +149,26 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         def ask(images, ids):
             with torch.no_grad(): return model.score(model.images(images), e[ids])
         return ask
-    return gather_evidence(x, t, sets, seen, est.logit_scale, fixed if from_words else {"words": 0., "slope": 0.} | fixed,
-                           start=start, apprentice=apprentice if est.start == "evidence" and est.epochs else None,
+    if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
+    asked = apprentice if est.start == "evidence" and est.epochs else None
+    return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, apprentice=asked,
                            most=est.negatives, seed=est._seed(), device=est.device)
 
 
-def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None, unseen: float,
-                  seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
+def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
+                  unseen: float, seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
         torch.manual_seed(seed)
         model = _make_model(est, t, seen, attributes)
     if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
-    else: beliefs = Beliefs(sets, uniform_prior(sets) if est.start == "uniform" else clip_prior(x, t, sets, est.logit_scale),
-                            est.moving)
+    elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
+    else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
     objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
     sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
     batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
-    return Trainer(model, objective, beliefs, x, t, est.epochs, est.lr, est.weight_decay, max(1, round(batch*share)),
+    lr = est.lr*getattr(objective, "rate", 1.)
+    return Trainer(model, objective, beliefs, x, t, est.epochs, lr, est.weight_decay, max(1, round(batch*share)),
                    seed, est.device, sampler, est.averaging)
 
 
@@ -267,8 +269,8 @@ def fit(
     choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, evidence, attributes)
     choice = processes(self.device).agree(choice)
     trainer = _make_trainer(self, x, sets, t, seen, evidence, choice.unseen, self._seed(), attributes=attributes)
-    trainer.notes = {"choice": vars(choice), "witnesses": evidence and vars(evidence.witnesses), "classes": classes.tolist(),
-                     "settings": self._plain_settings(), "same": same}
+    trainer.notes = {"choice": vars(choice), "witnesses": evidence and vars(evidence.witnesses),
+                     "classes": classes.tolist(), "settings": self._plain_settings(), "same": same}
     if going_on: load_checkpoint(trainer, checkpoint)
     elif checkpoint is not None and trainer.group.first:
         save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
@@ -312,7 +314,8 @@ def _as_choice(plain: dict[str, Any]) -> Choice:
 
 @patch_to(CLIPPZSL)
 def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen: Tensor, t: Tensor,
-          sets: CandidateSets | None = None, beliefs: Beliefs | None = None, witnesses: Witnesses | None = None) -> CLIPPZSL:
+          sets: CandidateSets | None = None, beliefs: Beliefs | None = None,
+          witnesses: Witnesses | None = None) -> CLIPPZSL:
     "Set what `fit` learned."
     self.model_, self.choice_, self.classes_ = model.cpu().eval(), choice, classes
     self.seen_, self.label_features_, self.witnesses_ = seen, t, witnesses

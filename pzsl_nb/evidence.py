@@ -184,12 +184,14 @@ _PRIOR = {"words": 1., "pictures": .1, "apprentice": .5}
 
 
 def _check_fixed(fixed: Mapping[str, float], sets: CandidateSets, seen: Tensor) -> float:
-    "The mean chance of a wrong label to be in a set; raise where nothing can be learned, or a number is not one of ours."
+    "The mean chance of a wrong label to be in a set; complain where sets say nothing, or of a number."
     for name, value in fixed.items():
         if name not in _NUMBERS or not 0 <= value < (1 if name == "dropped" else math.inf):
-            raise PZSLError(f"evidence: {name} cannot be fixed at {value}; the numbers are {', '.join(_NUMBERS)}, from 0 up")
+            raise PZSLError(f"evidence: {name} cannot be fixed at {value}; "
+                            f"the numbers are {', '.join(_NUMBERS)}, from 0 up")
     q = (sets.nnz/len(sets) - 1)/max(1, int(seen.sum()) - 1)
-    if q >= 1: raise PZSLError("candidate sets: every set holds every seen class, so they say nothing; give smaller sets")
+    if q >= 1:
+        raise PZSLError("candidate sets: every set holds every seen class, so they say nothing; give smaller sets")
     return min(max(q, 1e-3), .999)
 
 
@@ -233,7 +235,8 @@ def _all_rows(court: _Court, pictures: Pictures, mass: Tensor, numbers: list[Ten
     "Beliefs, coverage and surprise of all images, a block at a time."
     sets, numbers = court.sets, [number.detach().to(mass.device) for number in numbers]
     beliefs, surprise, coverage = torch.empty_like(mass), torch.empty_like(mass), mass.new_empty(len(sets))
-    size = rows_at_once(int(court.drawn.sum()), 4096 if int(court.drawn.sum()) == court.seen else 64)   # else every row adds its candidates
+    drawn = int(court.drawn.sum())
+    size = rows_at_once(drawn, 4096 if drawn == court.seen else 64)   # where not all are drawn, rows add their own
     for rows in torch.arange(len(sets), device=mass.device).split(size):
         table = court.table(rows, pictures, mass)
         joint, _, q = table.judge(*numbers)
@@ -244,7 +247,8 @@ def _all_rows(court: _Court, pictures: Pictures, mass: Tensor, numbers: list[Ten
     return beliefs, coverage, surprise
 
 
-def _hear(court: _Court, pictures: Pictures, beliefs: Tensor, fixed: Mapping[str, float], rounds: int, start: float) -> Evidence:
+def _hear(court: _Court, pictures: Pictures, beliefs: Tensor, fixed: Mapping[str, float], rounds: int,
+          start: float) -> Evidence:
     "Some rounds of pictures, fit and beliefs, from one start."
     mass, fit, sets = beliefs, None, court.sets
     for k in range(rounds):
@@ -259,7 +263,8 @@ def _hear(court: _Court, pictures: Pictures, beliefs: Tensor, fixed: Mapping[str
     return Evidence(Witnesses(**found), beliefs.cpu(), coverage.cpu(), surprise.cpu(), reached)
 
 
-def _crossed(court: _Court, train: Callable, found: Evidence, most: int, seed: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _crossed(court: _Court, train: Callable, found: Evidence, most: int,
+             seed: int) -> Callable[[Tensor, Tensor], Tensor]:
     "Apprentices that each learned from one half of the images, and are asked about the other."
     n, g = len(court.sets), torch.Generator().manual_seed(seed + 1)
     order, half = torch.randperm(n, generator=g), torch.zeros(n, dtype=torch.int64)

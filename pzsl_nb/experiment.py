@@ -281,8 +281,8 @@ def fit_task(
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale)
     watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
-            from_words=task.words, attributes=task.attributes, checkpoint=checkpoint, every=every, resume=resume, on_epoch=watcher,
-            fingerprint=task.fingerprint)
+            from_words=task.words, attributes=task.attributes, checkpoint=checkpoint, every=every, resume=resume,
+            on_epoch=watcher, fingerprint=task.fingerprint)
     return est, watcher
 
 
@@ -415,7 +415,8 @@ def _write(outcome: Outcome) -> None:
     _write_csv(out/"history.csv", est.history_)
     with atomic_path(out/"beliefs.npz") as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, indptr=sets.indptr.numpy(), indices=sets.indices.numpy(),
-                            weights=est.beliefs_.numpy(), coverage=est.coverage_.numpy(), n_classes=np.int64(sets.n_classes),
+                            weights=est.beliefs_.numpy(), coverage=est.coverage_.numpy(),
+                            n_classes=np.int64(sets.n_classes),
                             watched=watched.numpy(), epochs=torch.stack(epochs).numpy())
     if outcome.task.image_ids is not None:
         with atomic_path(out/"images.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
@@ -454,7 +455,7 @@ def read_coverage(
 
 def read_trajectories(
     folder: str | Path,  # of a finished run
-) -> tuple[Tensor, list[Tensor]]:  # (k,) images that were watched; frozen CLIP's opinion of them, and their beliefs after each epoch
+) -> tuple[Tensor, list[Tensor]]:  # (k,) images that were watched; their beliefs by frozen CLIP and after each epoch
     "How the beliefs of some images moved; without images where the run is older than this record."
     arrays = read_npz(Path(folder)/"beliefs.npz", [], ["watched", "epochs"])
     if len(arrays) < 2: return torch.zeros(0, dtype=torch.int64), []
@@ -496,8 +497,9 @@ def evidence_text(
     "What the candidate sets have told before any training, in words; empty where they were not asked."
     if not witnesses: return ""
     w = {name: round(value, 2) + 0. for name, value in witnesses.items()}   # no minus before a zero
-    if w["slope"] < .1: join = f"Wrong labels are in sets by accident, with chance {math.exp(min(0., witnesses['level'])):.2f}."
-    else: join = f"Wrong labels are in sets the sooner, the more frozen CLIP takes them for true (slope {w['slope']:g})."
+    chance = math.exp(min(0., witnesses["level"]))
+    if w["slope"] < .1: join = f"Wrong labels are in sets by accident, with chance {chance:.2f}."
+    else: join = f"Wrong labels join the sooner, the more frozen CLIP takes them for true (slope {w['slope']:g})."
     return (f"Evidence: frozen CLIP's word counts {w['words']:g} and other images {w['pictures']:g}. {join} "
             f"{100*witnesses['dropped']:.0f} % of the sets lack the truth.")
 

@@ -29,7 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lws": {"objective": LeveragedWeighted(), **_PEER},
     "cavl": {"objective": ClassActivation(), **_PEER},
     "abs-gce": {"objective": AverageLoss(), **_PEER},
-    "abs-mae": {"objective": AverageLoss(k=1., factor=2.), **_PEER},
+    "abs-mae": {"objective": AverageLoss(k=1., factor=2., rate=1.), **_PEER},
     "crdpll": {"objective": Consistency(), **_PEER},
     "pico": {"objective": ContrastivePrototypes(), **_PEER},
     "papi": {"objective": PrototypeAlignment(), **_PEER},

@@ -205,7 +205,8 @@ def save_checkpoint(
     if isinstance(trainer.loss, nn.Module):
         tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
     tensors |= {f"aside.{i}": value for i, value in enumerate(trainer.aside)}
-    tensors |= trainer.beliefs.tensors() | {"random": trainer.generator.get_state(), "label_features": trainer.label_features}
+    tensors |= trainer.beliefs.tensors()
+    tensors |= {"random": trainer.generator.get_state(), "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
              "notes": trainer.notes}
     if trainer.optimiser is not None:

@@ -392,7 +392,7 @@ def test_labels(pzsl, finished, birds, tmp_path):
     assert pzsl(f"run {FIXED} --epochs 4 --out mixed")[0] == 0
     code, text, err = pzsl("labels --run mixed")
     rows = read_csv(text)
-    assert (code, err) == (0, "") and list(rows[0]) == ["image", "candidates", "label", "belief"]
+    assert (code, err) == (0, "") and list(rows[0]) == ["image", "candidates", "label", "belief", "coverage"]
     numbers = [int(row["image"]) for row in rows]
     assert numbers == np.flatnonzero(shuffled["y_train"] < C - 2).tolist() and numbers != list(range(len(numbers)))
     truth = [names[c] for c in shuffled["y_train"][numbers]]

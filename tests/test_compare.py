@@ -146,7 +146,7 @@ def test_numbers_of_the_tables(done):
         assert line["frozen_p"] == pytest.approx(1. if a == b else stats.ttest_rel(a, b).pvalue)
     table = compare_table(rows)
     ranked = [method for method in METHODS if method != "supervised"]
-    assert len(set(h.values())) > 8   # nothing is learned from methods that are all alike
+    assert len(set(h.values())) > 7   # nothing is learned from methods that are all alike
     mean = {(rule, method): np.mean([h[rule, method, seed] for seed in (0, 1)]) for rule in RULES for method in METHODS}
     for method in ranked:
         place = [stats.rankdata([-mean[rule, m] for m in ranked])[ranked.index(method)] for rule in RULES]

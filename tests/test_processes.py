@@ -67,7 +67,8 @@ def test_metrics_are_the_same_within_the_tolerance(runs):
     for model in ("metrics", "zero_shot", "supervised"):
         for key in ("S", "U", "H", "T1", "ausuc"):
             assert one[model][key] == pytest.approx(two[model][key], abs=TOLERANCE), (model, key)
-    assert one["choice"]["trust"] == two["choice"]["trust"] and one["choice"]["unseen"] == two["choice"]["unseen"]
+    assert one["choice"]["trust"] == two["choice"]["trust"]
+    assert one["choice"]["unseen"] == pytest.approx(two["choice"]["unseen"], abs=TOLERANCE)   # an apprentice's word differs
 
 
 def test_only_the_first_process_speaks(runs):
