@@ -76,7 +76,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         weight_decay: float = 1e-2,   # of AdamW
         batch_size: int = 256,        # images; at most an eighth of all
         cross_entropy: float = 1.,    # weight of the loss's term (a)
-        unseen: float | str = "auto", # weight of term (b); "auto": (words - apprentice)^2, at most 1
+        unseen: float | str = "auto", # weight of term (b); "auto": by the evidence, see below
         words: float | str = "auto",  # what frozen CLIP is worth as a witness; "auto": fitted
         pictures: float | str = "auto",  # what other images are worth; "auto": fitted, 0: they are not asked
         apprentice: float | str = "auto",  # what a model trained on other images is worth; "auto": fitted, 0: none is
@@ -93,7 +93,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
         folds: int = 2,               # rehearsals
         averaging: bool = True,       # keep the average of the weights' path, not its end
-        negatives: int = 1024,        # labels beside its candidates that a step compares with; more are sampled
+        negatives: int = 1024,        # labels that a step, or the evidence, compares with; more are sampled
         logit_scale: float = 100.,    # CLIP's scale of cosines
         objective: Any = None,        # another learning rule in place of the two terms (see `43_baselines`)
         architecture: Any = None,     # another model: called with label features, seen, logit_scale and attributes
@@ -150,7 +150,7 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
             with torch.no_grad(): return model.score(model.images(images), e[ids])
         return ask
     if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
-    asked = apprentice if est.start == "evidence" and est.epochs else None
+    asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
     return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, apprentice=asked,
                            most=est.negatives, seed=est._seed(), device=est.device)
 
@@ -251,7 +251,7 @@ def fit(
     on_epoch: Callable[[Trainer], dict] | None = None,  # adds to the row of each epoch
     fingerprint: str | None = None,      # stands for the content of X in checkpoints; None: X is hashed
 ) -> CLIPPZSL:
-    "Choose by rehearsal, train on everything, keep what was found."
+    "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)

@@ -15,7 +15,7 @@ import numpy as np, torch, torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
-from .core import PZSLError, pick_device, rows_at_once
+from .core import PZSLError, pick_device, processes, rows_at_once
 from .disambiguation import Beliefs, candidate_cosines, clip_prior, segment_softmax
 from .mining import class_sums
 from .task import CandidateSets
@@ -154,7 +154,7 @@ class Evidence:
     beliefs: Tensor    # (nnz,) chance that each candidate is the true one, adding up to 1 in a row
     coverage: Tensor   # (n,) chance that the set holds the truth
     surprise: Tensor   # (nnz,) -ln q: what its mere presence says for a candidate
-    log_likelihood: float  # of the sets, mean over rows, in nats
+    log_likelihood: float  # of the sets, in nats, mean over the rows of the fit, less the penalty
 
     def __repr__(self):
         found = ", ".join(f"{name} {value:.3g}" for name, value in vars(self.witnesses).items())
@@ -287,14 +287,14 @@ def gather_evidence(
     fixed: Mapping[str, float] = {},  # numbers that are not fitted: words, pictures, apprentice, dropped, slope
     *,
     start: Tensor | None = None,  # (nnz,) beliefs to begin with; None: frozen CLIP's opinion
-    apprentice: Callable | None = None,  # (evidence, rows to learn from) -> (images, labels) -> scores; see below
-    rounds: int = 6,         # of pictures, fit and beliefs
+    apprentice: Callable | None = None,  # (evidence, rows) -> ((b, d) images, (k,) classes) -> (b, k) scores; see below
+    rounds: int = 6,         # of pictures, fit and beliefs; 1 if all numbers are fixed
     most: int = 1024,        # labels that a row is compared with; more are sampled
     seed: int = 0,           # of the rows and labels that are drawn where there are too many
     device: str = "cpu",     # "auto", "cpu", "cuda", "mps"
 ) -> Evidence:               # on the CPU
-    "Fit the numbers, and say what they tell of every candidate."
-    device = pick_device(device)
+    "Fit the numbers and apply them to all candidates; `PZSLError` for a number that cannot be, or sets of all labels."
+    group, device = processes(device), pick_device(device)
     t, sets, seen = label_features.to(device, torch.float32), sets.to(device), seen.to(device)
     court = _Court(x, t, sets, seen, logit_scale, _check_fixed(fixed, sets, seen), most, seed)
     beliefs = clip_prior(x, t, sets, fixed.get("words", 1.)*logit_scale) if start is None else start.to(device)
@@ -304,7 +304,9 @@ def gather_evidence(
     if found.witnesses.slope > .1 and "pictures" not in fixed:   # more than one peak
         other = _hear(court, pictures, beliefs, alone, rounds, 1.)
         found = max(found, other, key=lambda evidence: evidence.log_likelihood)
-    if apprentice is None or fixed.get("apprentice") == 0 or found.witnesses.words > DOUBT: return found
+    if apprentice is None or fixed.get("apprentice") == 0: return found
+    doubted = "apprentice" in fixed or found.witnesses.words <= DOUBT
+    if not group.agree(doubted): return found   # training is work for all processes, or for none
     court.apprentice = _crossed(court, apprentice, found, 100_000, seed)
     return _hear(court, pictures, beliefs, fixed, rounds, .3)
 

@@ -46,7 +46,7 @@ class Config:
     weight_decay: float = 1e-2       # of AdamW
     batch_size: int = 256            # images; at most an eighth of all
     cross_entropy: float = 1.        # weight of the loss's term (a)
-    unseen: float | str = "auto"     # weight of term (b); auto: (words - apprentice)^2, at most 1
+    unseen: float | str = "auto"     # weight of term (b); auto: words, at most 1, less apprentice, at least 0, squared
     words: float | str = "auto"      # what frozen CLIP is worth as a witness to the true candidate
     pictures: float | str = "auto"   # what other images are worth; 0: they are not asked
     apprentice: float | str = "auto" # what a model trained on other images is worth; 0: none is trained
@@ -97,7 +97,7 @@ class Config:
 
     def plain(self) -> dict[str, Any]:
         "The settings as JSON can hold them; `from_dict` reads them back."
-        return {key: "inf" if value == float("inf") else value for key, value in dataclasses.asdict(self).items()}
+        return dataclasses.asdict(self)
 
     def with_settings(
         self,
@@ -122,14 +122,13 @@ _RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch
 
 def _from_text(text: str) -> Any:
     "A value as JSON would read it, else the text itself."
-    try: return json.loads({"True": "true", "False": "false", "None": "null", "inf": "Infinity"}.get(text, text))
+    try: return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except json.JSONDecodeError: return text
 
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     "The value in the field's type and range, or a complaint."
     kind = item.type.__name__ if isinstance(item.type, type) else str(item.type)
-    if kind == "float" and value == "inf": value = float("inf")
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if "float" in kind and number: value = float(value)
     text = isinstance(value, str)
@@ -497,10 +496,10 @@ def evidence_text(
     "What the candidate sets have told before any training, in words; empty where they were not asked."
     if not witnesses: return ""
     w = {name: round(value, 2) + 0. for name, value in witnesses.items()}   # no minus before a zero
-    chance = math.exp(min(0., witnesses["level"]))
-    if w["slope"] < .1: join = f"Wrong labels are in sets by accident, with chance {chance:.2f}."
-    else: join = f"Wrong labels join the sooner, the more frozen CLIP takes them for true (slope {w['slope']:g})."
-    return (f"Evidence: frozen CLIP's word counts {w['words']:g} and other images {w['pictures']:g}. {join} "
+    if abs(w["slope"]) < .1: join = "Wrong labels are in sets by accident."
+    else: join = f"Wrong labels join the {'sooner' if w['slope'] > 0 else 'later'}, the more frozen CLIP takes them for true."
+    third = f", an apprentice {w['apprentice']:g}" if w["apprentice"] else ""
+    return (f"Evidence: frozen CLIP's word counts {w['words']:g}, other images {w['pictures']:g}{third}. {join} "
             f"{100*witnesses['dropped']:.0f} % of the sets lack the truth.")
 
 

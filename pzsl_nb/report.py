@@ -127,7 +127,8 @@ def warn(run: FinishedRun) -> Iterator[str]:
     if run.config.trust == "auto" and trust <= .25 and run.config.method != "zero-shot":
         yield (f"Rehearsal trusts the training by {trust:g} only: on classes that played unseen, frozen CLIP was "
                "(nearly) as good, and so predictions are (nearly) those of frozen CLIP.")
-    if witnesses.get("words", 1.) < .02 and run.config.words == "auto":
+    words = witnesses.get("words", 1.)
+    if 0 < words < .05 and run.config.words == "auto":   # .02 is the least that is fitted; 0 is for data without names
         yield ("Names are no guide to these pictures: frozen CLIP's word counts nothing. Are the label features of the "
                "same encoder and the right classes?")
     H, frozen = (result[key].get("H") for key in ("metrics", "zero_shot"))

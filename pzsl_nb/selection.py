@@ -137,7 +137,7 @@ def score_rows(
 
 @dataclass(frozen=True)
 class Choice:
-    "What was chosen on validation data, and the table it was chosen from."
+    "What was chosen by rehearsal, and the table it was chosen from."
     trust: float = 1.    # 0: frozen CLIP, 1: all that was learned
     gamma: float = 0.    # taken off the scores of seen classes
     unseen: float = 0.   # weight of the loss's second term, which was given

@@ -72,7 +72,7 @@ class Trainer:
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
-        "The batch as the loss sees it; the beliefs have moved toward what the model says of it."
+        "The batch as the loss sees it; its beliefs are what the model says of it now, times what others say."
         x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
         position, local_row, classes = self.beliefs.batch(rows.to(self.device))
         covered = self.beliefs.coverage[rows.to(self.device)][local_row]
