@@ -182,12 +182,15 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
     if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen)
     shown = est.progress and processes(est.device).first
     with progress_bar(total=est.folds*est.epochs, desc="rehearsal", unit="epoch", shown=shown) as bar:
+        def tick(_):
+            bar.update()
+            return {}
         def train(fold, inside, seed):
             part, share = x[fold.train.to(x.device)].float(), len(fold.train)/len(x)
             trainer = _make_trainer(est, part, inside, t[fold.classes], fold.seen[fold.classes],
                                     evidence.restrict(sets, fold.train, fold.seen), unseen, seed, share,
                                     None if attributes is None else attributes[fold.classes])
-            run(trainer, on_epoch=lambda _: bar.update() or {}, progress=False)
+            run(trainer, on_epoch=tick, progress=False)
             return trainer.model
         trusts = (fixed["trust"],) if "trust" in fixed else TRUSTS
         found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed())

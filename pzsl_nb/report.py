@@ -116,7 +116,7 @@ def _table(shown: pd.DataFrame, **how: Any) -> str:
 def warn(run: FinishedRun) -> Iterator[str]:
     "What a reader should know before believing a number."
     result, task, seen, n = run.result, run.result["task"], run.estimator.seen_.nonzero()[:, 0], len(run.sets)
-    trust, witnesses = result["choice"]["trust"], result.get("witnesses") or {}
+    trust = result["choice"]["trust"]
     if run.missing: yield f"Without pictures, embeddings and disagreements, for the data cannot be had: {run.missing}"
     if run.truth is not None and (held := run.sets.contains(run.truth).double().mean().item()) < .95:
         yield (f"Low coverage: only {held:.1%} of the candidate sets hold the true label, and no method finds what is "
@@ -127,10 +127,6 @@ def warn(run: FinishedRun) -> Iterator[str]:
     if run.config.trust == "auto" and trust <= .25 and run.config.method != "zero-shot":
         yield (f"Rehearsal trusts the training by {trust:g} only: on classes that played unseen, frozen CLIP was "
                "(nearly) as good, and so predictions are (nearly) those of frozen CLIP.")
-    words = witnesses.get("words", 1.)
-    if 0 < words < .05 and run.config.words == "auto":   # .02 is the least that is fitted; 0 is for data without names
-        yield ("Names are no guide to these pictures: frozen CLIP's word counts nothing. Are the label features of the "
-               "same encoder and the right classes?")
     H, frozen = (result[key].get("H") for key in ("metrics", "zero_shot"))
     if None not in (H, frozen) and H < frozen:
         yield f"H is {100*(frozen - H):.1f} points below frozen CLIP: on these data the training did harm."
