@@ -497,7 +497,9 @@ def evidence_text(
     if not witnesses: return ""
     w = {name: round(value, 2) + 0. for name, value in witnesses.items()}   # no minus before a zero
     if abs(w["slope"]) < .1: join = "Wrong labels are in sets by accident."
-    else: join = f"Wrong labels join the {'sooner' if w['slope'] > 0 else 'later'}, the more frozen CLIP takes them for true."
+    else:
+        sooner = "sooner" if w["slope"] > 0 else "later"
+        join = f"Wrong labels join the {sooner}, the more frozen CLIP takes them for true."
     third = f", an apprentice {w['apprentice']:g}" if w["apprentice"] else ""
     return (f"Evidence: frozen CLIP's word counts {w['words']:g}, other images {w['pictures']:g}{third}. {join} "
             f"{100*witnesses['dropped']:.0f} % of the sets lack the truth.")
