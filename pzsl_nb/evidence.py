@@ -88,7 +88,7 @@ class Witnesses:
     "How much words and pictures are worth, and how candidate sets come about."
     words: float     # a, weight of frozen CLIP's scores
     pictures: float  # b, weight of what other images say
-    apprentice: float  # c, weight of a model trained on other images; 0 where none was heard
+    apprentice: float  # h, weight of a model trained on other images; 0 where none was heard
     dropped: float   # eta, chance that the truth is missing from its set
     level: float     # see `log_chance`
     slope: float     # see `log_chance`
