@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .core import PZSLError, html_table, patch_to, rows_at_once
+from .loss import at_candidates
 from .task import CandidateSets
 
 # %% ../nbs/32_disambiguation.ipynb #32-005
@@ -20,8 +21,8 @@ def segment_softmax(
 ) -> Tensor:            # (m,) adding up to 1 in every row
     "Softmax over the candidates of each row."
     top = scores.new_full((rows,), -torch.inf).scatter_reduce(0, local_row, scores, "amax")
-    raised = (scores - top[local_row]).exp()
-    return raised/raised.new_zeros(rows).index_add(0, local_row, raised)[local_row]
+    raised = (scores - top.index_select(0, local_row)).exp()   # some times faster than top[local_row], here and below
+    return raised/raised.new_zeros(rows).index_add(0, local_row, raised).index_select(0, local_row)
 
 # %% ../nbs/32_disambiguation.ipynb #32-009
 def candidate_cosines(
@@ -31,7 +32,7 @@ def candidate_cosines(
     classes: Tensor,         # (m,) int64, its class
 ) -> Tensor:                 # (m,)
     "Cosine of every candidate with its image, by whichever way is the shorter one."
-    if len(x)*len(label_features) <= 200*len(classes): return (x @ label_features.T)[local_row, classes]
+    if len(x)*len(label_features) <= 200*len(classes): return at_candidates(x @ label_features.T, local_row, classes)
     parts = zip(local_row.split(2**15), classes.split(2**15))
     return torch.cat([(x[rows]*label_features[labels]).sum(1) for rows, labels in parts])
 
@@ -109,7 +110,7 @@ class Beliefs:
     @property
     def mass(self) -> Tensor:  # (nnz,)
         "Every belief times the coverage of its image."
-        return self.weights*self.coverage[self.sets.rows]
+        return self.weights*self.coverage.index_select(0, self.sets.rows)
 
     def batch(
         self,
@@ -117,7 +118,7 @@ class Beliefs:
     ) -> tuple[Tensor, Tensor, Tensor]:  # (m,) position of each candidate, (m,) its batch row, (m,) its class
         "Where the candidates of some images stand."
         position, local_row = self.sets.positions(rows)
-        return position, local_row, self.sets.indices[position]
+        return position, local_row, self.sets.indices.index_select(0, position)
 
     def update(
         self,
@@ -127,7 +128,8 @@ class Beliefs:
     ) -> None:
         "Let the beliefs of a batch be what the model says, times the odds."
         if self.moving:
-            self.weights[position] = segment_softmax(scores + self.odds[position], local_row, int(local_row[-1]) + 1)
+            scores = scores + self.odds.index_select(0, position)
+            self.weights.index_copy_(0, position, segment_softmax(scores, local_row, int(local_row[-1]) + 1))
 
     def settled(
         self,

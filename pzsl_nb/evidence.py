@@ -67,9 +67,10 @@ class Pictures:
         classes: Tensor,    # (m,) int64, its class
     ) -> Tensor:            # (m,) g
         "Scores of images for their candidates, each image left out of the mean that it is compared with."
-        own = ((part @ self.precision)*part).sum(1)[local_row]
-        along, left = candidate_cosines(part, self.weighed, local_row, classes), self.count[classes] - mass
-        distance = own - 2*(along - mass*own)/left + (self.norm[classes] - 2*mass*along + mass**2*own)/left**2
+        own = ((part @ self.precision)*part).sum(1).index_select(0, local_row)
+        norm, count = self.norm.index_select(0, classes), self.count.index_select(0, classes)
+        along, left = candidate_cosines(part, self.weighed, local_row, classes), count - mass
+        distance = own - 2*(along - mass*own)/left + (norm - 2*mass*along + mass**2*own)/left**2
         return -.5*left/(left + 1)*distance
 
 # %% ../nbs/35_evidence.ipynb #35-011
@@ -130,15 +131,16 @@ class _Court:
     def table(self, rows: Tensor, pictures: Pictures, mass: Tensor) -> _Table:
         "Some rows against all labels, or against those drawn and the candidates of these rows."
         position, local_row = self.sets.positions(rows)
-        classes = self.sets.indices[position]
+        classes = self.sets.indices.index_select(0, position)
         columns = self.drawn.index_fill(0, classes, True)
         ids, place = columns.nonzero()[:, 0], columns.cumsum(0) - 1
         part = self.x[rows.to(self.x.device)].to(self.t)
-        flat = local_row*len(ids) + place[classes]
+        flat = local_row*len(ids) + place.index_select(0, classes)
         words, pictured = self.scale*part @ self.t[ids].T, pictures.at_labels(part, ids)
-        pictured.view(-1)[flat] = pictures.at_candidates(part, mass[position], local_row, classes)
+        told = pictures.at_candidates(part, mass.index_select(0, position), local_row, classes)
+        pictured.view(-1).index_copy_(0, flat, told)
         inside = torch.zeros_like(words, dtype=torch.bool)
-        inside.view(-1)[flat] = True
+        inside.view(-1).index_fill_(0, flat, True)
         outside = self.drawn[ids] & ~inside
         ratio = (self.seen - inside.sum(1, keepdim=True))/outside.sum(1, keepdim=True).clamp_min(1)
         count = torch.where(inside, 1., outside*ratio)
@@ -242,8 +244,9 @@ def _all_rows(court: _Court, pictures: Pictures, mass: Tensor, numbers: list[Ten
         joint, _, q = table.judge(*numbers)
         inside = joint.masked_fill(~table.inside, -torch.inf).logsumexp(1)
         coverage[rows] = (inside - joint.logsumexp(1)).exp()
-        beliefs[table.position] = (joint.view(-1)[table.flat] - inside[table.local_row]).exp()
-        surprise[table.position] = -q.view(-1)[table.flat]
+        own = joint.view(-1).index_select(0, table.flat) - inside.index_select(0, table.local_row)
+        beliefs.index_copy_(0, table.position, own.exp())
+        surprise.index_copy_(0, table.position, -q.view(-1).index_select(0, table.flat))
     return beliefs, coverage, surprise
 
 
@@ -257,7 +260,7 @@ def _hear(court: _Court, pictures: Pictures, beliefs: Tensor, fixed: Mapping[str
         reached = fit.run(table, 25 if k == 0 else 6)
         numbers = fit.numbers(torch.tensor(fit.v, dtype=torch.float32))
         beliefs, coverage, surprise = _all_rows(court, pictures, mass, numbers)
-        mass = (mass + beliefs*coverage[sets.rows])/2
+        mass = (mass + beliefs*coverage.index_select(0, sets.rows))/2
     names = ("words", "pictures", "apprentice", "dropped", "level", "slope")
     found = dict(zip(names, map(float, numbers))) | dict(fixed)
     return Evidence(Witnesses(**found), beliefs.cpu(), coverage.cpu(), surprise.cpu(), reached)
@@ -305,7 +308,7 @@ def gather_evidence(
         other = _hear(court, pictures, beliefs, alone, rounds, 1.)
         found = max(found, other, key=lambda evidence: evidence.log_likelihood)
     if apprentice is None or fixed.get("apprentice") == 0: return found
-    doubted = "apprentice" in fixed or found.witnesses.words <= DOUBT
+    doubted = "apprentice" in fixed or (found.witnesses.words <= DOUBT and sets.nnz > len(sets))   # sets of one: no doubt
     if not group.agree(doubted): return found   # training is work for all processes, or for none
     court.apprentice = _crossed(court, apprentice, found, 100_000, seed)
     return _hear(court, pictures, beliefs, fixed, rounds, .3)
@@ -342,5 +345,5 @@ class EvidentBeliefs(Beliefs):
         for rows in torch.arange(len(self.sets), device=device).split(4096):
             position, local_row, classes = self.batch(rows)
             part = self.x[rows.to(self.x.device)].to(device, torch.float32)
-            score = self.pictures.at_candidates(part, mass[position], local_row, classes)
-            self.odds[position] = self.surprise[position].to(device) + self.weight*score
+            score = self.pictures.at_candidates(part, mass.index_select(0, position), local_row, classes)
+            self.odds.index_copy_(0, position, self.surprise[position].to(device) + self.weight*score)

@@ -57,5 +57,6 @@ class LabelSampler:
         correction = torch.zeros(len(self.seen), device=classes.device)
         correction[drawn] = math.log(max(count, 1)/max(len(drawn), 1))
         every = torch.ones_like(self.seen)
-        return StepLabels(ids, torch.searchsorted(ids, classes), correction[ids],
+        column = ids.new_empty(len(self.seen)).index_copy_(0, ids, torch.arange(len(ids), device=ids.device))
+        return StepLabels(ids, column.index_select(0, classes), correction[ids],
                           *(self._draw(pool, self.looked_at, generator) for pool in (every, every[self.seen])))

@@ -111,10 +111,10 @@ def positions(
     rows: Tensor,  # (k,) int64, in any order, repeats allowed
 ) -> tuple[Tensor, Tensor]:  # (m,) where in `indices` the entries lie; (m,) the batch row 0..k-1 of each
     "Where the candidates of some rows lie, as one vectorised gather."
-    sizes = self.sizes[rows]
+    sizes = self.sizes.index_select(0, rows)
     local_row = torch.repeat_interleave(sizes)
-    within = torch.arange(len(local_row), device=local_row.device) - (sizes.cumsum(0) - sizes)[local_row]
-    return self.indptr[rows][local_row] + within, local_row
+    shift = self.indptr.index_select(0, rows) - (sizes.cumsum(0) - sizes)
+    return torch.arange(len(local_row), device=local_row.device) + shift.index_select(0, local_row), local_row
 
 
 @patch_to(CandidateSets)

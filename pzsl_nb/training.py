@@ -73,20 +73,21 @@ class Trainer:
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
         "The batch as the loss sees it; its beliefs are what the model says of it now, times what others say."
-        x = self.x[rows.to(self.x.device)].to(self.device, torch.float32)
+        x = self.x.index_select(0, rows.to(self.x.device)).to(self.device, torch.float32)
         position, local_row, classes = self.beliefs.batch(rows.to(self.device))
-        covered = self.beliefs.coverage[rows.to(self.device)][local_row]
+        covered = self.beliefs.coverage.index_select(0, rows.to(self.device)).index_select(0, local_row)
         part = self.sampler(classes, step) if self.sampler is not None else None
         t, seen, memory, correction, ids = self.label_features, self.model.seen, None, None, None
         if part is not None:
-            memory, ids = (t[part.neighbours], self.model.prototypes[part.prototypes]), part.ids
-            t, seen, correction, classes = t[ids], seen[ids], part.correction, part.classes
+            pick, ids = lambda table, numbers: table.index_select(0, numbers), part.ids   # faster than table[numbers]
+            memory = pick(t, part.neighbours), pick(self.model.prototypes, part.prototypes)
+            t, seen, correction, classes = pick(t, ids), pick(seen, ids), part.correction, part.classes
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
             images, labels = self.model.images(x), self.model.labels(t, memory=memory)
         logits = self.model.score(images, labels).float()
         scores = at_candidates(logits.detach(), local_row, classes)
         if not hasattr(self.loss, "opinion"): self.beliefs.update(position, local_row, scores)
-        weights = self.beliefs.weights[position]*covered
+        weights = self.beliefs.weights.index_select(0, position)*covered
         if correction is not None: logits = logits + correction
         scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
         return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
@@ -117,7 +118,7 @@ class Trainer:
     @torch.no_grad()
     def _average(self, step: int, eta: float = 3.) -> None:
         "Move the average toward the weights (polynomial decay: late ones count more)."
-        for mean, p in zip(self.aside, self.model.parameters()): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
+        if self.aside: torch._foreach_lerp_(self.aside, list(self.model.parameters()), (eta + 1)/(step + 1 + eta))
 
     @torch.no_grad()
     def _swap(self) -> None:
