@@ -63,8 +63,8 @@ TITLES = {name: re.search(r'"# (.+?)(\\n)?"', text)[1] for name, text in CHAPTER
 BANDS = ["ground", "data", "features", "method", "measure", "experiments", "faces"]
 CONTENTS = {
     "Start": ["idea", "contents"],
-    "Tutorials": ["tutorials/*", "extending"],
-    "Results": ["results/*"],
+    "Tutorials": ["tutorials/quickstart", "tutorials/own_images", "tutorials/*", "extending"],
+    "Results": ["results/76_comparison", "results/*"],
     **{f"{band} {what}": [f"{name[:2]} {title} <{name}>" for name, title in TITLES.items() if name[0] == str(band)]
        for band, what in enumerate(BANDS)},
     "Reference": ["api/index", "model_card", "data_statement"],
