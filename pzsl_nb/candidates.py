@@ -126,7 +126,7 @@ _BINS = 2**15
 def _log_chances(draw: Draw) -> Iterator[tuple[np.ndarray, Tensor]]:
     "Row numbers and ln p of the wrong labels (-inf for the truth), in chunks of at most four million entries."
     for rows in np.array_split(draw.rows, math.ceil(len(draw.rows)*draw.n_seen/2**22)):
-        logits = draw.logit_scale*draw.features[torch.as_tensor(rows)] @ draw.label_features.T
+        logits = draw.logit_scale*draw.features[torch.as_tensor(rows)].float() @ draw.label_features.float().T
         log_p = logits.double().log_softmax(1)
         yield rows, log_p.scatter_(1, torch.as_tensor(draw.labels[rows])[:, None], -torch.inf)
 

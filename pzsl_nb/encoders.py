@@ -103,14 +103,14 @@ def _conventions(
     "Preprocessing and activation that belong to the weights, as arguments for open_clip."
     tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
     wanted = {"image_mean": "mean", "image_std": "std", "image_interpolation": "interpolation",
-              "image_resize_mode": "resize_mode"}
-    found = [{ours: run[key] for ours, key in wanted.items() if run.get(key) is not None}
+              "image_resize_mode": "resize_mode", "force_quick_gelu": "quick_gelu"}
+    found = [{ours: run[key] for ours, key in wanted.items() if run.get(key)}
              for run in (open_clip.get_pretrained_cfg(name, t) for t in tags)]
     if any(f != found[0] for f in found):
-        raise PZSLError(f"{name}: published runs of this architecture differ in preprocessing, so a weights file alone "
-                        f"is not enough; add pretrained= with the run it comes from ({listing(tags, 20)})")
-    quick = {"force_quick_gelu": True} if tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") else {}
-    return {**(found[0] if found else {}), **quick}
+        raise PZSLError(f"{name}: published runs of this architecture differ in preprocessing or activation, so a "
+                        "weights file alone is not enough; say which run it holds, with pretrained= in Python and as "
+                        f"NAME:RUN=FILE in commands ({listing(tags, 20)})")
+    return found[0] if found else {}
 
 # %% ../nbs/20_encoders.ipynb #20-012
 def _check_names(name: str, pretrained: str | None, weights: str | None) -> None:
@@ -147,7 +147,8 @@ def _missing(name: str, pretrained: str, error: Exception) -> PZSLError:
     where = f"huggingface.co/{run['hf_hub'].strip('/')}" if run.get("hf_hub") else run.get("url", "its publisher")
     return PZSLError(f"encoder {name}: the weights of run {pretrained} are not on this machine and cannot be fetched "
                      f"({_first_line(error)}); on a machine with a network get the weights file from "
-                     f"{where}, bring it here and pass weights=FILE, or use 'embedded'")
+                     f"{where}, bring it here and pass weights=FILE ({name}:{pretrained}=FILE in commands), or use "
+                     "'embedded'")
 
 # %% ../nbs/20_encoders.ipynb #20-015
 def load_encoder(

@@ -308,7 +308,7 @@ def gather_evidence(
         other = _hear(court, pictures, beliefs, alone, rounds, 1.)
         found = max(found, other, key=lambda evidence: evidence.log_likelihood)
     if apprentice is None or fixed.get("apprentice") == 0: return found
-    doubted = "apprentice" in fixed or (found.witnesses.words <= DOUBT and sets.nnz > len(sets))   # sets of one: no doubt
+    doubted = "apprentice" in fixed or found.witnesses.words <= DOUBT and sets.nnz > len(sets)   # not sets of one
     if not group.agree(doubted): return found   # training is work for all processes, or for none
     court.apprentice = _crossed(court, apprentice, found, 100_000, seed)
     return _hear(court, pictures, beliefs, fixed, rounds, .3)

@@ -64,7 +64,7 @@ class Config:
     folds: int = 2                   # rehearsals
     averaging: bool = True           # keep the average of the weights' path, not its end
     negatives: int = 1024            # labels beside its candidates that a step compares with
-    encoder: str = "auto"            # of pictures: NAME:PRETRAINED, local-dir:FOLDER or embedded
+    encoder: str = "auto"            # of pictures: NAME:RUN, NAME:RUN=FILE, local-dir:FOLDER or embedded
     descriptions: str | None = None  # JSON file: class name -> phrases about it, for label features
     semantics: str = "auto"          # label features from names or attributes, where the data have both
     min_votes: int = 1               # annotators who have to name a label before it is a candidate

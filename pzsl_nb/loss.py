@@ -60,7 +60,7 @@ def unseen_divergence(
 
 # %% ../nbs/31_loss.ipynb #31-018
 class Batch(NamedTuple):
-    "What one training step shows to a loss; the fields after `classes` may be absent."
+    "What one training step shows to a loss; what follows `classes` may be absent where it is not used."
     logits: Tensor      # (b, C) scaled cosines of the model
     label_features: Tensor  # (C, d) of frozen CLIP
     scale: float        # what cosines were multiplied by

@@ -432,7 +432,7 @@ def _iso_lines(ax: Axes, limit: float) -> None:
 @styled
 def plot_seen_unseen_curve(
     curves: Mapping[str, tuple],                    # method: (S, U), two (m,) arrays in 0..1, or a `metrics.Curve`
-    points: Mapping[str, tuple[float, float]] | None = None,  # method: (S, U) at the constant that validation chose
+    points: Mapping[str, tuple[float, float]] | None = None,  # method: (S, U) at the constant that was chosen
     ax: Axes | None = None,                         # where to draw; a new figure if None
 ) -> Axes:                                          # U in percent to the right, S in percent upwards
     "Seen against unseen accuracy over every calibration, area in the legend, chosen points marked."
@@ -456,7 +456,7 @@ def plot_seen_unseen_curve(
     ax.set(xlim=(0, 100 * limit), ylim=(0, 100 * limit), xlabel="unseen accuracy U (percent)",
            ylabel="seen accuracy S (percent)", title="Seen against unseen", aspect="equal")
     ax.legend(loc="lower left", frameon=True, facecolor="white", edgecolor="none", framealpha=.9, borderpad=.6,
-              title="circle: chosen on validation" if points else None, title_fontsize=8.5, alignment="left")
+              title="circle: as chosen" if points else None, title_fontsize=8.5, alignment="left")
     return ax
 
 # %% ../nbs/51_plots.ipynb #51-063

@@ -19,7 +19,7 @@ class StepLabels(NamedTuple):
     classes: Tensor     # (m,) int64, each candidate's place in `ids`
     correction: Tensor  # (k,) to be added to logits: ln of the number of labels that a drawn one stands for
     neighbours: Tensor  # (r,) int64, labels to look at in the self-attention
-    prototypes: Tensor  # (r,) int64, rows of the seen classes' prototypes to look at
+    prototypes: Tensor  # (p,) int64, rows of the seen classes' prototypes to look at
 
 # %% ../nbs/36_sampling.ipynb #36-007
 class LabelSampler:

@@ -140,7 +140,7 @@ class Choice:
     "What was chosen by rehearsal, and the table it was chosen from."
     trust: float = 1.    # 0: frozen CLIP, 1: all that was learned
     gamma: float = 0.    # taken off the scores of seen classes
-    unseen: float = 0.   # weight of the loss's second term, which was given
+    unseen: float = 0.   # weight of the loss's second term; not chosen here
     table: tuple[dict[str, float], ...] = ()  # one row for every trust: its estimated area, H, gamma
 
 # %% ../nbs/41_selection.ipynb #41-024

@@ -36,7 +36,7 @@ if TYPE_CHECKING: from pzsl_nb.encoders import Encoder
 @dataclass(frozen=True)
 class Reading:
     "What reading data depends on, beside where they are."
-    encoder: str = "auto"             # NAME:PRETRAINED, NAME:FILE, local-dir:FOLDER, embedded; "auto": ViT-B-32:openai
+    encoder: str = "auto"             # see `find_encoder`; "auto": embedded for shapes, else ViT-B-32:openai
     descriptions: str | None = None   # JSON file: class name -> phrases; None: the names themselves
     semantics: str = "auto"           # "names" or "attributes", where the data have both; "auto": attributes
     min_votes: int = 1                # annotators who have to name a label before it is a candidate
@@ -44,10 +44,10 @@ class Reading:
     split: str = "published"          # of known data sets: or "half" or "all", see `14_datasets`
     on_error: str = "raise"           # "skip": leave out pictures that cannot be read
     seed: int = 0                     # of what is drawn: pictures of shapes, held-out rows
+    allow_outside: bool = False       # let a CSV, or links in a folder, lead to pictures outside it
     # ----
     cache_dir: str | Path | None = None  # where features are kept; None keeps nothing
     download: bool = False            # fetch known data sets where their publisher allows it
-    allow_outside: bool = False       # let a CSV name pictures outside its folder
     workers: int | None = None        # decoding threads; None: as many as are of use
     device: str = "auto"              # of the encoder
     progress: bool = True             # show bars
@@ -58,12 +58,13 @@ def find_encoder(
     how: Reading,
     kind: str = "folder",  # a key of SOURCES
 ) -> "Encoder":
-    "The encoder that a reading asks for; shapes are looked at by the one that is made for them."
+    "The encoder that a reading asks for: NAME:RUN, NAME:RUN=FILE, NAME:FILE, local-dir:FOLDER, embedded or auto."
     from pzsl_nb.encoders import load_encoder
     text = how.encoder if how.encoder != "auto" else "embedded" if kind == "shapes" else "ViT-B-32:openai"
     if text.startswith("local-dir:") or ":" not in text: return load_encoder(text, device=how.device)
-    name, _, pretrained = text.partition(":")
-    return load_encoder(name, pretrained, how.device)
+    name, _, run = text.partition(":")
+    run, given, file = (run, "", "") if Path(run).is_file() else run.partition("=")
+    return load_encoder(name, run, how.device, weights=file if given else None)
 
 
 def _thumbnails(pictures: Sequence, side: int = 96) -> Callable[[Tensor], np.ndarray]:

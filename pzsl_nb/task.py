@@ -481,7 +481,7 @@ def _repr_html_(self) -> str:
 
 # %% ../nbs/01_task.ipynb #01-044
 def _unit(thing: str, values: Any) -> Tensor:
-    "Float32 rows of unit length."
+    "Rows of unit length: float32, or a PyTorch table as it is where it has that length already."
     if not isinstance(values, Tensor):
         values = _native(values)
         if values.dtype.kind not in "biuf":
@@ -545,6 +545,7 @@ def make_task(
     for key, value in parts.items():
         convert = _unit if key.endswith("features") else _integers
         if value is not None: parts[key] = convert(f"{name}: {key.replace('_', ' ')}", value)
+    parts["label_features"] = parts["label_features"].float()   # a few rows; those of images may stay half as wide
     seen, count = torch.as_tensor(np.asarray(seen)), len(parts["label_features"])
     if seen.dtype != torch.bool or seen.shape != (count,):
         raise PZSLError(f"{name}: seen is {seen.dtype} {tuple(seen.shape)}; give one bool for each of the "

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pzsl_nb import sources
+from pzsl_nb.candidates import draw_candidates
 from pzsl_nb.core import PZSLError
 from pzsl_nb.features_files import save_features
 from pzsl_nb.shapes import class_name, default_split, render
@@ -179,3 +180,23 @@ def test_kinds(spec, kind): assert sources.parse_source(spec)[0] == kind
 @pytest.mark.parametrize("spec", ["", ":", "shape:", "foldr:x", "cifar:x", "a.mat", "no such folder"])
 def test_no_kind(spec):
     with pytest.raises(PZSLError, match="no source"): sources.parse_source(spec)
+
+
+@pytest.mark.parametrize("spec, says", [
+    ("ViT-B-32:{0}", "NAME:RUN=FILE"),                       # a file alone does not say which activation it wants
+    ("ViT-B-32:openai={0}/no.pt", "no weights file at"),     # run and file are told apart
+    ("ViT-B-32:openay={0}", "openai"),
+])
+def test_weights_from_a_file_say_which_run_they_are(tmp_path, spec, says):
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"no weights")
+    with pytest.raises(PZSLError, match=says):
+        sources.find_encoder(Reading(encoder=spec.format(weights), device="cpu"))
+
+
+def test_half_wide_features_can_be_made_similar_sets(cache):
+    "Features of pictures in files are half as wide; the rule asks frozen CLIP all the same."
+    task = shapes_task(seed=3, train_per_class=2, test_per_class=1, cache_dir=cache)
+    half = dataclasses.replace(task, features=task.features.half(), candidates=None)
+    wide, narrow = (draw_candidates(t, "similar:0.3", 0) for t in (dataclasses.replace(task, candidates=None), half))
+    assert abs(narrow.candidates.nnz / wide.candidates.nnz - 1) < .05
