@@ -144,7 +144,7 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         part = replace(part, witnesses=replace(part.witnesses, pictures=0.))
         trainer = _make_trainer(est, x[rows.to(x.device)].float(), sets.select(rows), t, seen, part, 0., est._seed(),
                                 len(rows)/len(x), attributes)
-        run(trainer, progress=False)
+        run(trainer, progress=est.progress, title="apprentice")
         with torch.no_grad(): model, e = trainer.model, trainer.model.labels(trainer.label_features)
         def ask(images, ids):
             with torch.no_grad(): return model.score(model.images(images), e[ids])
