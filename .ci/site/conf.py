@@ -35,6 +35,7 @@ default_role = "code"   # one backtick in a docstring is code, as in the noteboo
 nb_execution_mode = "off"
 nb_render_markdown_format = "myst"
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
@@ -113,6 +114,7 @@ class for_sphinx(processors.Processor):
             return
         tags = {"echo:": "remove-input", "output:": "remove-output", "include:": "remove-cell"}
         hidden = [tag for key, tag in tags.items() if cell.directives_.get(key) == ["false"]]
+        hidden += ["hide-input"]*(cell.directives_.get("code-fold:") == ["true"])   # one click away
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), *hidden]
         cell.source = re.sub(r"\A(#\|.*\n?)+", "", cell.source)
 
