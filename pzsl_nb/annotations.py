@@ -34,7 +34,7 @@ def read_csv(
     if len(gone := images[~places.map(os.path.isfile)]):
         what = f"{len(gone):,} of {len(images):,} pictures are not there"
         if on_error == "raise": _refuse(path, gone.items(), f"{what}; correct the paths, which start at {root} with / "
-                                        "between folders, or leave these out with on_error='skip'")
+                                        "between folders, or leave these out (--on-error skip, on_error='skip')")
         notes.append(f"{what} and left out: {listing(map(_quoted, gone))}")
         table = table[~table["image"].isin(gone)]
     depends = path, listed, *map(Path, sorted({*folders}))

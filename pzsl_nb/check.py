@@ -235,8 +235,10 @@ def _facts(f: Findings) -> Iterator[tuple[str, str]]:
         yield "candidates", (f"{s['mean']:.2f} a row (median {s['median']:g}, most {s['largest']:,}), "
                              f"{s['single']:.1%} of the rows have only one; the truth is {truth}")
     for key, b in f.balance.items():
-        yield "as " + key.removesuffix("s"), (f"most often {b['most']}, {b['most_count']:,} times; least often "
-                                              f"{b['least']}, {b['least_count']:,} times")
+        told = (f"every class {b['most_count']:,} times" if b["most_count"] == b["least_count"] else
+                f"most often {b['most']}, {b['most_count']:,} times; least often {b['least']}, "
+                f"{b['least_count']:,} times")
+        yield "as " + key.removesuffix("s"), told
     yield "copies", (f"{f.copies['train']:,} inside training, {f.copies['test']:,} inside the test, "
                      f"{f.copies['leaked']:,} of training in the test")
     if f.sizes: yield "pixels", "{} x {} to {} x {}".format(*f.sizes["smallest"], *f.sizes["largest"])

@@ -80,6 +80,7 @@ def main(
     "Run one command; errors become one line and a code."
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     os.environ.setdefault("MPLBACKEND", "Agg")   # figures go to files; no window is needed, and there may be no screen
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")   # spinning threads cost ten times as much on a busy machine
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _one_line("warning", str(message))
@@ -370,6 +371,7 @@ def _csv_writer(out: Path | None, force: bool) -> Iterator[Any]:
         raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
     with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         yield csv.writer(file)
+    print(f"Table: {out}")
 
 # %% ../nbs/60_cli.ipynb #60-041
 @app.command()
@@ -498,6 +500,9 @@ def predict(
     est = CLIPPZSL.load(run/"checkpoint.safetensors", architecture=method_settings(config.method).get("architecture"))
     find = lambda: _encoder_of(config, encoder, est.n_features_in_)
     if classes is not None:
+        if est.seen_.all():
+            _one_line("note", "this run had no unseen classes to rehearse with, so that seen ones have the advantage; "
+                      "name some before a run, in classes.csv for instance")
         est.encoder = find()
         _add_names(est, classes)
     spec = data or config.data

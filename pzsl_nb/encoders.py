@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import logging
 import pickle
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,7 +86,7 @@ def quiet_logging():
 
 def _first_line(error: Exception) -> str:
     "What an error says, cut to one line; its type where it says nothing."
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], 160, placeholder=" ...")
 
 
 def _read_folder(folder: Path):
@@ -116,9 +117,9 @@ def _conventions(
 def _check_names(name: str, pretrained: str | None, weights: str | None) -> None:
     "Raise where architecture or tag do not exist, with the nearest that do."
     if name not in (known := open_clip.list_models()):
-        close = listing(difflib.get_close_matches(name, known, 4, .4)) or "see open_clip.list_models()"
+        close = listing(difflib.get_close_matches(name, ["embedded", *known], 4, .4)) or "'embedded'"
         raise PZSLError(f"encoder {name!r}: open_clip has no such architecture; did you mean {close}? "
-                        "Also possible: 'embedded' and 'local-dir:FOLDER'")
+                        "Also possible: local-dir:FOLDER, and all that open_clip.list_models() tells")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is not None and pretrained not in tags:
         raise PZSLError(f"encoder {name}: {pretrained!r} is neither a file nor a published run; "

@@ -231,7 +231,7 @@ class _Job:
         if broken and self.on_error == "raise":
             row = min(broken)
             raise PZSLError(f"image {row}: {self.told(broken)[row]}; replace it, take it off the list, or go on "
-                            "without such pictures (on_error='skip')")
+                            "without such pictures (--on-error skip, on_error='skip')")
 
 # %% ../nbs/21_extract.ipynb #21-027
 @patch_to(_Job)

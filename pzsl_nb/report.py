@@ -325,6 +325,8 @@ def write_report(
     "One self-contained page on some runs and comparisons."
     folders = [*map(Path, dict.fromkeys(map(str, folders)))]
     if out is None and len(folders) != 1:
+        if gone := [str(folder) for folder in folders if not Path(folder).is_dir()]:
+            raise PZSLError(f"report: there is no folder {listing(gone)}; check the path")
         raise PZSLError(f"report: {len(folders)} folders; say with --out which file the page is to be")
     out = Path(folders[0]/"report.html" if out is None else out)
     if out.exists() and not force: raise PZSLError(f"{out}: exists already; choose another file, or use --force")

@@ -346,5 +346,8 @@ def load_task(
 ) -> Task:
     "A task with candidate sets, ready for training."
     task = open_task(spec, Reading(seed=seed, cache_dir=cache_dir, **reading))
+    if candidates is None and task.candidates is None and parse_source(spec)[0] != "shapes":
+        note = f"no candidate sets in the data, so they are drawn from the labels by {DEFAULT_RULE} (see --candidates)"
+        task = unchecked(Task, **vars(task) | {"notes": (*task.notes, note)})
     if candidates is not None or task.candidates is None: task = draw_candidates(task, candidates or DEFAULT_RULE, seed)
     return task if task.attributes is None else with_attribute_features(task, task.candidates)

@@ -415,7 +415,7 @@ def test_labels_need_no_data(pzsl, finished, tmp_path):
 
 def test_a_table_goes_to_a_file_whole(pzsl, finished, tmp_path):
     _, text, _ = pzsl("labels --run a")
-    assert pzsl("labels --run a --out new/labels.csv") == (0, "", "")
+    assert pzsl("labels --run a --out new/labels.csv") == (0, "Table: new/labels.csv\n", "")
     assert read_csv((tmp_path/"new"/"labels.csv").read_text()) == read_csv(text)
     (tmp_path/"new"/"labels.csv").write_text("corrected by hand")
     complains(pzsl, tmp_path, "labels --run a --out new/labels.csv", 1, ["labels.csv", "exists", "--force"])

@@ -200,3 +200,8 @@ def test_half_wide_features_can_be_made_similar_sets(cache):
     half = dataclasses.replace(task, features=task.features.half(), candidates=None)
     wide, narrow = (draw_candidates(t, "similar:0.3", 0) for t in (dataclasses.replace(task, candidates=None), half))
     assert abs(narrow.candidates.nnz / wide.candidates.nnz - 1) < .05
+
+
+def test_sets_that_nobody_gave_are_said_to_be_drawn(photos, tmp_path):
+    said = lambda **more: [note for note in load(photos, tmp_path, **more).notes if "drawn from the labels" in note]
+    assert len(said()) == 1 and said(candidates="uniform:0.2") == []
