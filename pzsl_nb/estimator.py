@@ -242,7 +242,7 @@ def fit(
     self,
     X: Any,                              # (n, d) image features; scaled to unit length here
     candidates: Any,                     # n candidate sets, in any form that `as_candidates` takes
-    label_features: Any = None,          # (C, d) features of the class names; None: see above
+    label_features: Any = None,          # (C, d) of class names; None: by the encoder, else the classes' mean images
     *,
     class_names: Sequence | None = None, # C names; None: numbers, or the labels that occur
     seen: Any = None,                    # (C,) bool; None: the classes that occur in a set are the seen ones
