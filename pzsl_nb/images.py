@@ -144,9 +144,9 @@ def _table_columns(path: Path, header: Sequence[str], known: Sequence[str]) -> d
     found = {at: name for at, name in enumerate(header) if re.sub(r"^annotator_\d+$", "annotator", name) in known}
     if twice := [name for name, times in Counter(found.values()).items() if times > 1]:
         raise PZSLError(f"{path}: the column {listing(twice)} is there more than once; keep one")
-    known = [*known, *(f"annotator_{k + 1}" for k, name in enumerate(found.values()) if name.startswith("annotator_"))]
+    several = [f"annotator_{k + 1}" for k in range(len(header))] if "annotator_" in " ".join(found.values()) else []
     for name in header:          # one that is misspelled would be passed over in silence
-        if name not in found.values() and (guess := _hint(name, set(known) - set(header), .8)):
+        if name not in found.values() and (guess := _hint(name, {*known, *several} - set(header), .8)):
             raise PZSLError(f"{path}: the column {_quoted(name)} is not known; {guess}Rename it")
     if known[0] not in header:
         raise PZSLError(f"{path}: has no column '{known[0]}' but {listing(map(_quoted, header))}; rename one in line "

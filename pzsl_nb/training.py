@@ -118,7 +118,7 @@ class Trainer:
     @torch.no_grad()
     def _average(self, step: int, eta: float = 3.) -> None:
         "Move the average toward the weights (polynomial decay: late ones count more)."
-        if self.aside: torch._foreach_lerp_(self.aside, list(self.model.parameters()), (eta + 1)/(step + 1 + eta))
+        for mean, p in zip(self.aside, self.model.parameters()): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
 
     @torch.no_grad()
     def _swap(self) -> None:

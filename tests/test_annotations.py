@@ -219,7 +219,7 @@ def test_rows_of_unseen_classes_are_left_out(home):
     "image,label\na.png,cat,dog": "Expected 2 fields in line 2, saw 3",
     "image,label,label\n": "the column label is there more than once", "images,label\na.png,cat": "did you mean 'image'?",
     "path,label\na.png,cat": "has no column 'image' but 'path', 'label'",
-    "image,annotator_1,anotator_2\na.png,cat,cat": "did you mean 'annotator_2'?",
+    "image,label,split,annotator_1,anotator_2\na.png,cat,train,cat,cat": "did you mean 'annotator_2'?",
     "image,candidate\na.png,cat": "did you mean 'candidates'?", "image\na.png": "neither candidates nor a label",
     'image,label\na.png,cat\na.png,"cat\n': "string starting at line 3",
     "image,label,split\na.png,cat,trian": "line 2 ('trian'): the split is not known",
