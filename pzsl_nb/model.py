@@ -9,7 +9,7 @@ __all__ = ['Adapter', 'CLIPPZSLModel']
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mining import SemanticMining, visual_prototypes
+from .mining import SemanticMining, unit_rows, visual_prototypes
 from .task import CandidateSets
 
 # %% ../nbs/33_model.ipynb #33-005
@@ -71,7 +71,7 @@ class CLIPPZSLModel(nn.Module):
         "Adapted image features."
         if self.adapter is None: return x
         x = x*x.shape[1]**.5
-        return F.normalize(torch.add(x, self.adapter(x), alpha=trust), dim=1)
+        return unit_rows(torch.add(x, self.adapter(x), alpha=trust))
 
     def labels(
         self,

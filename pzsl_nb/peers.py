@@ -12,6 +12,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import rows_at_once
+from .mining import unit_rows
 from .model import CLIPPZSLModel
 from .task import CandidateSets
 
@@ -32,7 +33,7 @@ class SharedOffset(CLIPPZSLModel):
 
     def labels(self, label_features: Tensor, trust: float = 1., memory: Any = None) -> Tensor:  # (C, d) unit length
         "Label features, moved together."
-        return F.normalize(label_features + trust*self.offset, dim=1)
+        return unit_rows(label_features + trust*self.offset)
 
 # %% ../nbs/46_peers.ipynb #46-009
 class TipAdapter(CLIPPZSLModel):
