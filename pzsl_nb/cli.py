@@ -224,7 +224,9 @@ def _say_choice(est: "CLIPPZSL") -> str:
     words = {"trust": f"trust {choice.trust:g} (0 is frozen CLIP, 1 all that was learned)",
              "gamma": f"gamma {choice.gamma:.2f} off the scores of seen classes"}
     if not auto: return "Rehearsal had nothing to choose: trust and gamma are fixed."
-    return f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
+    chosen = f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
+    if est.naming != "auto" or est.seen_.all(): return chosen
+    return f"{chosen}\nUnseen classes are told apart by {'frozen CLIP' if choice.frozen_naming else 'what was learned'}."
 
 
 def _tell(outcome: "Outcome", figures: bool) -> None:

@@ -6,13 +6,14 @@
 __all__ = ['as_candidates', 'CLIPPZSL']
 
 # %% ../nbs/42_estimator.ipynb #42-002
-import copy, numbers
+import copy, numbers, time
 from dataclasses import replace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np, torch
+from joblib import Memory
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -91,6 +92,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         heads: int = 4,               # attention heads
         trust: float | str = "auto",  # 0: frozen CLIP, 1: all that was learned; "auto": by rehearsal
         gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
+        naming: str = "auto",         # what tells unseen classes apart: "trained", "frozen"; "auto": by rehearsal
         folds: int = 2,               # rehearsals
         averaging: bool = True,       # keep the average of the weights' path, not its end
         negatives: int = 1024,        # labels that a step, or the evidence, compares with; more are sampled
@@ -130,12 +132,29 @@ def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor, attributes: Tensor | Non
                          est.cross_attention)
 
 
+def _timed(key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
+    "Evidence, and the seconds that it took; `key` stands for all that it depends on."
+    begin = time.perf_counter()
+    return gather(), time.perf_counter() - begin
+
+
+def _remembered(memory: str | Path | None, key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
+    "Evidence, from the folder `memory` where it is there, and the seconds spared by that; the last few are kept."
+    if memory is None: return gather(), 0.
+    store = Memory(memory, verbose=0)
+    known = store.cache(_timed, ignore=["gather"])
+    there = known.check_call_in_cache(key, gather)
+    found, seconds = known(key, gather)
+    store.reduce_size(items_limit=16)
+    return found, there*seconds
+
+
 def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, from_words: bool,
-            attributes: Tensor | None) -> Evidence | None:
-    "Evidence, with those numbers fixed that the settings give; None where nobody asks for it."
+            attributes: Tensor | None, memory: str | Path | None, content: str) -> tuple[Evidence | None, float]:
+    "Evidence, with those numbers fixed that the settings give, None where nobody asks for it; and seconds spared."
     if est.start not in ("evidence", "clip", "uniform"):
         raise PZSLError(f"start: {est.start!r} is not known; use evidence, clip or uniform")
-    if est.start != "evidence" and "auto" not in (est.trust, est.gamma): return None
+    if est.start != "evidence" and "auto" not in (est.trust, est.gamma): return None, 0.
     names = ("words", "pictures", "apprentice", "dropped", "slope")
     fixed = {name: float(value) for name in names if (value := getattr(est, name)) != "auto"}
     start = None if from_words else clip_prior(x, t, sets, est.logit_scale)
@@ -151,8 +170,11 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         return ask
     if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
     asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
-    return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, apprentice=asked,
-                           most=est.negatives, seed=est._seed(), device=est.device)
+    def gather():
+        return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, apprentice=asked,
+                               most=est.negatives, seed=est._seed(), device=est.device)
+    key = content_hash(content, est.logit_scale, fixed, from_words, est.negatives, est._seed())
+    return _remembered(None if asked else memory, key, gather)   # an apprentice depends on all settings
 
 
 def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
@@ -175,11 +197,13 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
 def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
               attributes: Tensor | None = None) -> Choice:
     "What `choose` finds for trust and gamma where they are `auto`; the weight of term (b) follows from the evidence."
+    if est.naming not in ("auto", "trained", "frozen"):
+        raise PZSLError(f"naming: {est.naming!r} is not known; use auto, trained or frozen")
     fixed = {key: float(value) for key in ("trust", "gamma") if (value := getattr(est, key)) != "auto"}
     own = est.objective is None and est.start == "evidence" and bool((~seen).any())   # other rules have no term (b)
     if est.unseen != "auto": unseen = float(est.unseen)
     else: unseen = max(0., min(1., evidence.witnesses.words) - evidence.witnesses.apprentice)**2 if own else 0.
-    if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen)
+    if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen, est.naming == "frozen")
     shown = est.progress and processes(est.device).first
     with progress_bar(total=est.folds*est.epochs, desc="rehearsal", unit="epoch", shown=shown) as bar:
         def tick(_):
@@ -193,7 +217,7 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
             run(trainer, on_epoch=tick, progress=False)
             return trainer.model
         trusts = (fixed["trust"],) if "trust" in fixed else TRUSTS
-        found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed())
+        found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed(), est.naming)
     return Choice(**{**vars(found), **fixed})
 
 # %% ../nbs/42_estimator.ipynb #42-011
@@ -253,22 +277,23 @@ def fit(
     resume: bool = False,                # continue from `checkpoint` where it exists
     on_epoch: Callable[[Trainer], dict] | None = None,  # adds to the row of each epoch
     fingerprint: str | None = None,      # stands for the content of X in checkpoints; None: X is hashed
+    memory: str | Path | None = None,    # folder where fits of other methods on the same sets leave their evidence
 ) -> CLIPPZSL:
     "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
-    same = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen, self._plain_settings(),
-                        repr(self.objective), repr(self.architecture), attributes)
+    content = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen)
+    same = content_hash(content, self._plain_settings(), repr(self.objective), repr(self.architecture), attributes)
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
-    evidence = (_recalled(checkpoint) if going_on else
-                _gather(self, x, sets, t, seen, from_words and (label_features is not None or self.encoder is not None),
-                        attributes))
+    from_words = from_words and (label_features is not None or self.encoder is not None)
+    if going_on: evidence, self.spared_ = _recalled(checkpoint), 0.
+    else: evidence, self.spared_ = _gather(self, x, sets, t, seen, from_words, attributes, memory, content)
     choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, evidence, attributes)
     choice = processes(self.device).agree(choice)
     trainer = _make_trainer(self, x, sets, t, seen, evidence, choice.unseen, self._seed(), attributes=attributes)
@@ -337,7 +362,9 @@ def top_scores(
     "What predictions and measures need."
     check_is_fitted(self, "model_")
     x = _unit_rows(self, X)
-    return score_rows(self.model_, x, self.label_features_, self.seen_, self.choice_.trust if trust is None else trust)
+    plain, choice = trust is not None, self.choice_
+    return score_rows(self.model_, x, self.label_features_, self.seen_, trust if plain else choice.trust,
+                      frozen_naming=choice.frozen_naming and not plain)
 
 
 @patch_to(CLIPPZSL)
@@ -359,11 +386,16 @@ def predict_proba(
     "Probability of each of `classes_`."
     check_is_fitted(self, "model_")
     x = _unit_rows(self, X)
-    with torch.no_grad():
-        model, trust = copy.deepcopy(self.model_).double(), self.choice_.trust   # so that no row feels its neighbours
+    model, choice, unseen = copy.deepcopy(self.model_).double(), self.choice_, ~self.seen_
+    @torch.no_grad()
+    def scores(trust):   # in double precision, so that no row feels its neighbours
         e = model.labels(self.label_features_.double(), trust)
         blocks = x.split(rows_at_once(len(e)))
-        z = torch.cat([model.score(model.images(part.double(), trust), e, trust) for part in blocks])
+        return torch.cat([model.score(model.images(part.double(), trust), e, trust) for part in blocks])
+    z = scores(choice.trust)
+    if choice.frozen_naming and unseen.any():   # frozen CLIP's scores, their best one raised to the best trained one
+        told = scores(0.)[:, unseen]
+        z[:, unseen] = told + (z[:, unseen].amax(1) - told.amax(1))[:, None]
     return (z - self.choice_.gamma*self.seen_.double()).softmax(1).numpy()
 
 # %% ../nbs/42_estimator.ipynb #42-016

@@ -10,7 +10,7 @@ __all__ = ['RUN_FILES', 'LABEL_COLUMNS', 'ABLATIONS', 'Config', 'make_estimator'
 
 # %% ../nbs/50_experiment.ipynb #50-002
 import contextlib, csv, dataclasses, difflib, json, math, multiprocessing, os, platform, re, shutil, signal, sys
-import threading, time, traceback
+import tempfile, threading, time, traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +61,7 @@ class Config:
     heads: int = 4                   # attention heads
     trust: float | str = "auto"      # 0: frozen CLIP, 1: all that was learned
     gamma: float | str = "auto"      # taken off seen scores
+    naming: str = "auto"             # what tells unseen classes apart: trained, frozen, or auto: by rehearsal
     folds: int = 2                   # rehearsals
     averaging: bool = True           # keep the average of the weights' path, not its end
     negatives: int = 1024            # labels beside its candidates that a step compares with
@@ -78,6 +79,8 @@ class Config:
         method_settings(self.method)
         if self.start not in ("evidence", "clip", "uniform"):
             raise PZSLError(f"config: start is {self.start!r}; it must be evidence, clip or uniform")
+        if self.naming not in ("auto", "trained", "frozen"):
+            raise PZSLError(f"config: naming is {self.naming!r}; it must be auto, trained or frozen")
         if self.inner % self.heads:
             raise PZSLError(f"config: heads is {self.heads}; it must divide inner, {self.inner}")
 
@@ -272,6 +275,7 @@ def fit_task(
     checkpoint: Path | None = None,        # file to keep progress in
     every: int = 5,                        # epochs between checkpoints
     resume: bool = False,                  # continue from it
+    memory: str | Path | None = None,      # folder where other methods leave evidence about the same sets
 ) -> tuple[CLIPPZSL, Watcher]:
     "Train the configured method on a task."
     sets = _true_sets(task) if config.method == "supervised" else task.candidates
@@ -281,7 +285,7 @@ def fit_task(
     watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
             from_words=task.words, attributes=task.attributes, checkpoint=checkpoint, every=every, resume=resume,
-            on_epoch=watcher, fingerprint=task.fingerprint)
+            on_epoch=watcher, fingerprint=task.fingerprint, memory=memory)
     return est, watcher
 
 
@@ -299,7 +303,7 @@ def measure(
     x, sets = task.features[rows], task.candidates.select(rows)
     for row, trust in ((metrics, None), (zero_shot, 0.)):   # known without any truth
         row["covering_rate"] = covering_rate(est.top_scores(x, trust).seen_class, sets)
-    choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen")}
+    choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "frozen_naming")}
     row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
            "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts(),
            "witnesses": est.witnesses_ and vars(est.witnesses_), "curve": _compact_curve(top, task)}
@@ -380,6 +384,7 @@ def run_experiment(
     progress: bool = True,          # show bars
     every: int = 5,                 # epochs between checkpoints
     cache_dir: str | Path | None = None,  # where features of pictures are kept
+    memory: str | Path | None = None,  # folder where runs on the same sets leave evidence for each other
     **work: Any,                    # further fields of `Reading`, such as workers=4
 ) -> Outcome:
     "Train and measure what a configuration says, and write its folder."
@@ -391,10 +396,11 @@ def run_experiment(
     if supervised: _true_sets(task)
     if out is not None and group.first: _prepare(out, config, resume, force)
     group.wait()
-    est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume,
+    est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume, memory=memory,
                             checkpoint=None if out is None else out/"checkpoint.safetensors")
     result, tops = measure(config, task, est)
-    result |= {"seconds": round(time.perf_counter() - begin, 2), "peak_memory_mb": round(peak_memory_mb(), 1),
+    seconds = time.perf_counter() - begin + est.spared_   # as if the run had been on its own
+    result |= {"seconds": round(seconds, 2), "peak_memory_mb": round(peak_memory_mb(), 1),
                "versions": made_with(device)}
     if torch.cuda.is_available(): result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
     if supervised and config.method != "supervised":
@@ -683,10 +689,11 @@ def run_grid(
     rows = _rows_by_key(path)
     if path is not None: _mend(Path(path))
     missing = {key: (config, note) for key, config, note in zip(keys, configs, notes) if key not in rows}
-    orders, work = [(key, config) for key, (config, _) in missing.items()], {"device": device, "cache_dir": cache_dir}
+    orders, memory = [(key, config) for key, (config, _) in missing.items()], tempfile.TemporaryDirectory()
+    work = {"device": device, "cache_dir": cache_dir, "memory": memory.name}
     made = _in_processes(orders, jobs, work) if jobs else ((key, _run_row(config, work)) for key, config in orders)
     bar = progress_bar(made, desc="runs", total=len({*keys}), initial=len({*keys}) - len(missing), shown=progress)
-    with contextlib.closing(made):   # whatever ends this loop ends the processes
+    with memory, contextlib.closing(made):   # whatever ends this loop ends the processes
         for key, row in bar:
             config, note = missing[key]
             if "error" not in row:
@@ -713,6 +720,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "fixed beliefs": {"moving": False},
     "no averaging": {"averaging": False},
     "full trust": {"trust": 1.},
+    "naming by training": {"naming": "trained"},
     "no calibration": {"gamma": 0.},
     "calibration only": {"trust": 0.},
 }

@@ -258,6 +258,23 @@ def test_prediction_changes_nothing():
     np.testing.assert_allclose(one_by_one, p, atol=1e-5)   # a row's answer does not depend on the rows beside it
 
 
+# Evidence that several methods share
+
+def test_methods_share_evidence_and_nothing_changes(tmp_path):
+    peers = [{"start": "uniform", "objective": CandidateNLL()}, {"start": "uniform"}, {"start": "clip"}]
+    alone = [learned(fit(estimator(**peer))) for peer in peers]
+    spared = []
+    for peer, expected in zip(peers, alone):
+        est = fit(estimator(**peer), memory=tmp_path)
+        assert learned(est) == expected
+        spared.append(est.spared_)
+    assert spared[0] == 0 and min(spared[1:]) > 0
+    for other in ({"random_state": 1}, {"words": .5}, {"logit_scale": 30.}):   # is other evidence
+        est = fit(estimator(**peers[0] | other), memory=tmp_path)
+        assert est.spared_ == 0 and learned(est) == learned(fit(estimator(**peers[0] | other)))
+    assert fit(estimator(), memory=tmp_path).spared_ == 0   # an apprentice is of one method only
+
+
 # Prediction and new classes
 
 def test_the_prediction_is_the_most_probable_class_at_any_gamma():
@@ -268,6 +285,24 @@ def test_the_prediction_is_the_most_probable_class_at_any_gamma():
         assert (est.predict(w.x_test) == est.classes_[p.argmax(1)]).all()
         np.testing.assert_allclose(p.sum(1), 1)
     assert not w.seen[torch.as_tensor(est.predict(w.x_test))].any()   # at 1e5 only unseen ones are left
+
+
+def test_frozen_clip_tells_unseen_classes_apart():
+    "Who is unseen is decided as before; which unseen class it is, by frozen CLIP; seen classes feel nothing."
+    w = World(12, 12, 6)
+    for gamma in (-1., 0., .1, 3.):
+        trained, frozen = (fit(estimator(**BY_HAND | {"gamma": gamma, "lr": .05, "naming": naming}), w)
+                           for naming in ("trained", "frozen"))
+        top, plain, clip = frozen.top_scores(w.x_test), trained.top_scores(w.x_test), frozen.top_scores(w.x_test, 0.)
+        assert torch.equal(top.unseen_class, clip.unseen_class)
+        assert not torch.equal(top.unseen_class, plain.unseen_class)
+        for key in ("seen_score", "seen_class", "unseen_score"): assert torch.equal(getattr(top, key), getattr(plain, key))
+        p, before = frozen.predict_proba(w.x_test), trained.predict_proba(w.x_test)
+        assert (frozen.predict(w.x_test) == p.argmax(1)).all()
+        np.testing.assert_allclose(p.sum(1), 1)
+        among_seen = [q[:, :12]/q[:, :12].sum(1, keepdims=True) for q in (p, before)]
+        np.testing.assert_allclose(*among_seen)
+    with pytest.raises(PZSLError, match="naming: 'both' is not known"): fit(estimator(naming="both"))
 
 
 def test_columns_of_new_classes():
@@ -293,7 +328,8 @@ def test_score_after_a_numbered_class_is_added():
 # Files
 
 def test_load_gives_the_same_model(tmp_path):
-    for number, settings in enumerate(({}, BY_HAND | {"adapter": False}, {"epochs": 0}, {"start": "uniform"}, {"dropped": 0})):
+    for number, settings in enumerate(({}, BY_HAND | {"naming": "frozen"}, BY_HAND | {"adapter": False}, {"epochs": 0},
+                                     {"start": "uniform"}, {"dropped": 0})):
         file, names = tmp_path/f"{number}.safetensors", [f"k{i}" for i in range(9)]
         est = estimator(**settings).fit(W.x, W.sets, W.t, class_names=names, checkpoint=file)
         loaded = CLIPPZSL.load(file)

@@ -295,7 +295,7 @@ def test_every_setting_reaches_the_estimator():
              "unseen": .5, "words": .5, "pictures": .5, "apprentice": .5, "dropped": .5, "slope": .5, "start": "clip",
              "moving": False, "adapter": False, "self_attention": False,
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
-             "negatives": 7, "averaging": False}
+             "negatives": 7, "averaging": False, "naming": "frozen"}
     fields = {field.name for field in dataclasses.fields(Config)}
     of_the_data = {"encoder", "descriptions", "semantics", "min_votes", "fold", "split", "on_error"}
     assert set(other) == fields - {"data", "candidates", "method"} - of_the_data

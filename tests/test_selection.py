@@ -10,17 +10,18 @@ from pzsl_nb.disambiguation import clip_prior, uniform_prior
 from pzsl_nb.evidence import gather_evidence
 from pzsl_nb.metrics import Curve, TopScores
 from pzsl_nb.model import CLIPPZSLModel
-from pzsl_nb.selection import TRUSTS, choose, credit, estimated_curve, plateau_gamma, rehearsal_sets, rehearsals
+from pzsl_nb.selection import (TRUSTS, choose, clearly_better, credit, estimated_curve, plateau_gamma, rehearsal_sets,
+                               rehearsals)
 from pzsl_nb.task import CandidateSets
 from small_world import World
 
 
-def untrained(w):
+def untrained(w, spread=.1):
     "Stands for a training: a fresh model of the fold's seed."
     def train(fold, sets, seed):
         torch.manual_seed(seed)
         model = CLIPPZSLModel(w.t[fold.classes], fold.seen[fold.classes], 20., inner=8)
-        for parameter in model.parameters(): torch.nn.init.normal_(parameter, std=.1)   # so that trust matters
+        for parameter in model.parameters(): torch.nn.init.normal_(parameter, std=spread)   # so that trust matters
         return model
     return train
 
@@ -148,6 +149,25 @@ def test_the_best_row_of_the_table_is_chosen():
     best = max(found.table, key=lambda row: row["ausuc"])
     assert (found.trust, found.gamma) == (best["trust"], best["gamma"])
     assert [row["trust"] for row in found.table] == [*TRUSTS]
+
+
+def test_frozen_clip_keeps_the_word_among_unseen_classes():
+    "Unless rehearsal shows clearly that training is better; the untrained model here knows nothing."
+    w = World(9, 3, 40)
+    found = {naming: chosen(w, untrained(w, .5), naming=naming) for naming in ("auto", "trained", "frozen")}
+    assert all(row["frozen_naming"] for row in found["auto"].table) and found["auto"] == found["frozen"]
+    assert not any(row["frozen_naming"] for row in found["trained"].table)
+    trust = [[row["ausuc"] for row in found[naming].table] for naming in ("trained", "frozen")]
+    assert trust[0][0] == trust[1][0] and trust[0][-1] < trust[1][-1]   # at trust 0 there is no difference
+
+
+def test_clearly_better_is_two_standard_errors():
+    one, other = torch.zeros(100, dtype=torch.float64), torch.zeros(100, dtype=torch.float64)
+    assert not clearly_better(one, other)
+    one[:4] = 1   # mean .04, standard error .0197
+    assert clearly_better(one, other) and not clearly_better(other, one)
+    one[3] = 0    # mean .03, standard error .0171
+    assert not clearly_better(one, other)
 
 
 # Estimates
