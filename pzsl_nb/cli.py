@@ -226,7 +226,8 @@ def _say_choice(est: "CLIPPZSL") -> str:
     if not auto: return "Rehearsal had nothing to choose: trust and gamma are fixed."
     chosen = f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
     if est.naming != "auto" or est.seen_.all(): return chosen
-    return f"{chosen}\nUnseen classes are told apart by {'frozen CLIP' if choice.frozen_naming else 'what was learned'}."
+    by = "frozen CLIP" if choice.frozen_naming else "what was learned"
+    return f"{chosen}\nUnseen classes are told apart by {by}."
 
 
 def _tell(outcome: "Outcome", figures: bool) -> None:
