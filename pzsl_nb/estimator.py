@@ -280,6 +280,7 @@ def fit(
     memory: str | Path | None = None,    # folder where fits of other methods on the same sets leave their evidence
 ) -> CLIPPZSL:
     "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
+    begin = time.perf_counter()
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)
@@ -298,8 +299,11 @@ def fit(
     choice = processes(self.device).agree(choice)
     trainer = _make_trainer(self, x, sets, t, seen, evidence, choice.unseen, self._seed(), attributes=attributes)
     trainer.notes = {"choice": vars(choice), "witnesses": evidence and vars(evidence.witnesses),
-                     "classes": classes.tolist(), "settings": self._plain_settings(), "same": same}
-    if going_on: load_checkpoint(trainer, checkpoint)
+                     "classes": classes.tolist(), "settings": self._plain_settings(), "same": same,
+                     "seconds": time.perf_counter() - begin + self.spared_}
+    if going_on:
+        load_checkpoint(trainer, checkpoint)
+        self.spared_ = trainer.notes.get("seconds", 0.) + sum(row["seconds"] for row in trainer.history)
     elif checkpoint is not None and trainer.group.first:
         save_checkpoint(trainer, checkpoint)   # what rehearsal chose is not to be lost
     self.history_ = run(trainer, None, checkpoint, every, on_epoch, self.progress)

@@ -9,7 +9,7 @@ __all__ = ['RUN_FILES', 'LABEL_COLUMNS', 'ABLATIONS', 'Config', 'make_estimator'
            'run_grid', 'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-002
-import contextlib, csv, dataclasses, difflib, json, math, multiprocessing, os, platform, re, shutil, signal, sys
+import contextlib, csv, dataclasses, difflib, gc, json, math, multiprocessing, os, platform, re, shutil, signal, sys
 import tempfile, threading, time, traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ from torch import Tensor
 
 import pzsl_nb
 from .methods import METHODS, method_settings
-from .core import (PZSLError, atomic_path, html_table, listing, patch_to, peak_memory_mb, pick_device, processes,
-                          progress_bar, read_json, read_npz, write_json)
+from .core import (PZSLError, atomic_path, content_hash, html_table, listing, patch_to, peak_memory_mb,
+                          pick_device, processes, progress_bar, read_json, read_npz, write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
@@ -275,11 +275,14 @@ def fit_task(
     checkpoint: Path | None = None,        # file to keep progress in
     every: int = 5,                        # epochs between checkpoints
     resume: bool = False,                  # continue from it
-    memory: str | Path | None = None,      # folder where other methods leave evidence about the same sets
+    memory: str | Path | None = None,      # folder where other runs leave what this one need not do again
 ) -> tuple[CLIPPZSL, Watcher]:
     "Train the configured method on a task."
     sets = _true_sets(task) if config.method == "supervised" else task.candidates
     est = make_estimator(config, task.logit_scale, device, progress)
+    if config.method == "supervised" and memory is not None and checkpoint is None:   # no rule of candidates shapes it
+        key = content_hash(task.fingerprint or task.features, task.labels, config.plain() | {"candidates": None})
+        checkpoint, every, resume = Path(memory)/f"bound-{key}.safetensors", max(1, config.epochs), True
     if resume and checkpoint is not None and checkpoint.exists(): start = read_checkpoint(checkpoint)[0]["beliefs"]
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale)
     watcher = Watcher(sets, task.labels, start)
@@ -384,7 +387,7 @@ def run_experiment(
     progress: bool = True,          # show bars
     every: int = 5,                 # epochs between checkpoints
     cache_dir: str | Path | None = None,  # where features of pictures are kept
-    memory: str | Path | None = None,  # folder where runs on the same sets leave evidence for each other
+    memory: str | Path | None = None,  # folder where runs leave for each other what need not be done again
     **work: Any,                    # further fields of `Reading`, such as workers=4
 ) -> Outcome:
     "Train and measure what a configuration says, and write its folder."
@@ -603,6 +606,7 @@ def _work(answer: Connection, config: Config, work: dict[str, Any]) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")   # a hundred runs would say each warning a hundred times
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    gc.freeze()   # what the server has loaded holds no garbage, and looking for some would copy its pages
     try: answer.send(_run_row(config, work))
     except Exception as error:
         said = str(error) if isinstance(error, PZSLError) else f"{type(error).__name__}: {error}"

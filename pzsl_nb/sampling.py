@@ -17,9 +17,9 @@ class StepLabels(NamedTuple):
     "The labels that take part in one step."
     ids: Tensor         # (k,) int64, ascending: candidates of the batch and what was drawn
     classes: Tensor     # (m,) int64, each candidate's place in `ids`
-    correction: Tensor  # (k,) to be added to logits: ln of the number of labels that a drawn one stands for
-    neighbours: Tensor  # (r,) int64, labels to look at in the self-attention
-    prototypes: Tensor  # (p,) int64, rows of the seen classes' prototypes to look at
+    correction: Tensor | None = None  # (k,) to be added to logits: ln of how many labels a drawn one stands for
+    neighbours: Tensor | None = None  # (r,) int64, labels to look at in the self-attention; None: all
+    prototypes: Tensor | None = None  # (p,) int64, rows of the seen classes' prototypes to look at; None: all
 
 # %% ../nbs/36_sampling.ipynb #36-007
 class LabelSampler:
@@ -33,6 +33,8 @@ class LabelSampler:
         unseen: bool = True,    # False: the loss has no use for unseen labels; the mining block still looks at them
     ):
         self.seen, self.negatives, self.seed, self.looked_at, self.unseen = seen, negatives, seed, looked_at, unseen
+        known, others = int(seen.sum()), int((~seen).sum())*unseen
+        self.all_seen, self.few = known == len(seen), max(known, others) <= negatives   # whatever the batch holds
 
     def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
         "At most so many of the places where a mask holds, without repetition."
@@ -46,10 +48,13 @@ class LabelSampler:
         step: int,        # number of the step in the whole training
     ) -> StepLabels | None:  # None: all labels are few enough
         "The labels of this step."
+        if self.few and (self.unseen or self.all_seen): return None
+        if self.few and len(self.seen) <= self.looked_at:   # the seen labels, and nothing is drawn
+            return StepLabels(self.seen.nonzero()[:, 0], (self.seen.cumsum(0) - 1).index_select(0, classes))
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
         outside, others = self.seen & ~inside, ~self.seen & self.unseen
         few = max(count := int(outside.sum()), int(others.sum())) <= self.negatives
-        if few and (self.unseen or bool(self.seen.all())): return None
+        if few and (self.unseen or self.all_seen): return None
         mixed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]   # a generator heeds 32 bits only
         generator = torch.Generator(classes.device).manual_seed(int(mixed))
         drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, others))

@@ -62,13 +62,14 @@ class Trainer:
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
-        self.aside = [p.detach().clone() for p in self.model.parameters()] if averaging else []
+        self.weights = list(self.model.parameters())
+        self.aside = [p.detach().clone() for p in self.weights] if averaging else []
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         steps = epochs*max(1, -(-len(x)//batch_size))
-        parameters, settings = list(model.parameters()), {"lr": lr, "weight_decay": weight_decay, "fused": True}
-        self.optimiser = torch.optim.AdamW(parameters, **settings) if parameters else None
-        self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
+        settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+        self.optimiser = torch.optim.AdamW(self.weights, **settings) if self.weights else None
+        self.schedule = self.weights and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
@@ -79,7 +80,8 @@ class Trainer:
         part = self.sampler(classes, step) if self.sampler is not None else None
         t, seen, memory, correction, ids = self.label_features, self.model.seen, None, None, None
         if part is not None:
-            pick, ids = lambda table, numbers: table.index_select(0, numbers), part.ids   # faster than table[numbers]
+            ids = part.ids
+            def pick(table, numbers): return table if numbers is None else table.index_select(0, numbers)
             memory = pick(t, part.neighbours), pick(self.model.prototypes, part.prototypes)
             t, seen, correction, classes = pick(t, ids), pick(seen, ids), part.correction, part.classes
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
@@ -118,12 +120,12 @@ class Trainer:
     @torch.no_grad()
     def _average(self, step: int, eta: float = 3.) -> None:
         "Move the average toward the weights (polynomial decay: late ones count more)."
-        for mean, p in zip(self.aside, self.model.parameters()): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
+        for mean, p in zip(self.aside, self.weights): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
 
     @torch.no_grad()
     def _swap(self) -> None:
         "Between epochs the model holds the average, and what the last step left is aside; within one, vice versa."
-        for mean, p in zip(self.aside, self.model.parameters()):
+        for mean, p in zip(self.aside, self.weights):
             last = p.clone()
             p.copy_(mean)
             mean.copy_(last)

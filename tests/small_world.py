@@ -33,7 +33,8 @@ def whole_checkpoint(path):
     "All tensors of a checkpoint as bytes, and all of its plain values that are not times."
     tensors, plain = read_checkpoint(path)
     history = [{key: value for key, value in row.items() if key != "seconds"} for row in plain["history"]]
-    return {name: value.numpy().tobytes() for name, value in tensors.items()}, plain | {"history": history}
+    notes = {key: value for key, value in plain["notes"].items() if key != "seconds"}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, plain | {"history": history, "notes": notes}
 
 
 class Stop(Exception): "Whatever ends a process in the middle of training."

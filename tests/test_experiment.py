@@ -13,7 +13,7 @@ from pzsl_nb.estimator import CLIPPZSL
 from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, make_estimator, read_beliefs, read_run,
                                 results_table, run_ablation, run_experiment, run_grid, run_name)
 from pzsl_nb.sources import Reading
-from pzsl_nb.training import Trainer
+from pzsl_nb.training import Trainer, read_checkpoint
 from small_world import Stop, World, whole_checkpoint
 
 W = World()
@@ -48,7 +48,8 @@ def go(tmp_path):
         kept = {key: value for key, value in (arrays() if data is None else data).items() if key not in drop}
         np.savez(folder/"data.npz", **kept)
         config = Config(**{"data": str(folder/"data.npz")} | (QUICK if config is None else config))
-        return run_experiment(config, folder/"run", **{"device": "cpu", "progress": False, "supervised": False} | more)
+        out = more.pop("out", folder/"run")
+        return run_experiment(config, out, **{"device": "cpu", "progress": False, "supervised": False} | more)
     return go
 
 
@@ -157,8 +158,11 @@ def test_stopped_and_resumed(go, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.safetensors", "config.json"]
     with pytest.raises(PZSLError, match="not finished; continue it with --resume"): read_run(folder)
     with pytest.raises(PZSLError, match="--resume to continue"): go("parts", config=config)
+    before = read_checkpoint(folder/"checkpoint.safetensors")[1]
     parts = go("parts", config=config, resume=True)
     assert learned(parts) == learned(whole)
+    spent = before["notes"]["seconds"] + sum(row["seconds"] for row in before["history"])
+    assert len(before["history"]) == 1 and parts.result["seconds"] > spent - .01 > 0   # those of both sessions
     keys = ("metrics", "zero_shot", "choice")
     assert [parts.result[key] for key in keys] == [whole.result[key] for key in keys]
     (a, wa), (b, wb) = read_beliefs(parts.folder), read_beliefs(whole.folder)
@@ -231,6 +235,28 @@ def test_every_method_leaves_a_model_that_loads(go, method):
         assert outcome.result["metrics"]["H"] == outcome.result["zero_shot"]["H"] and outcome.estimator.history_ == []
         assert set(read_json(outcome.folder/"result.json")["choice"].values()) == {0}
     assert loaded.add_classes(["late"], W.t[:1].numpy()).predict_proba(W.x_test).shape == (45, 10)
+
+
+# The bound
+
+def test_the_bound_is_trained_once_for_all_rules(go, tmp_path, monkeypatch):
+    def rules(**more):
+        return [go("a", config=QUICK | {"method": "supervised", "candidates": rule} | settings, force=True, out=None, **more)
+                for rule, settings in (("uniform:0.2", {}), ("uniform:0.6", {}), ("uniform:0.6", {"seed": 1}))]
+    alone, epochs, train = rules(), [], Trainer.train_epoch
+    def counted(self):
+        epochs.append(self)
+        return train(self)
+    monkeypatch.setattr(Trainer, "train_epoch", counted)
+    once = rules(memory=tmp_path)
+    for a, b in zip(alone, once):
+        for key in ("metrics", "zero_shot", "choice", "curve", "task"): assert a.result[key] == b.result[key]
+        assert a.estimator.beliefs_.equal(b.estimator.beliefs_) and len(b.estimator.history_) == QUICK["epochs"]
+    assert len(epochs) == 2*(1 + QUICK["folds"])*QUICK["epochs"]   # the second rule's run found all, another seed none
+    assert once[0].result["zero_shot"] != once[1].result["zero_shot"]   # and was measured on its own sets
+    spared = [outcome.estimator.spared_ for outcome in once]
+    assert spared[0] == spared[2] == 0 < sum(row["seconds"] for row in once[0].estimator.history_) < spared[1]
+    assert once[1].result["seconds"] > round(spared[1], 2) - .01
 
 
 # No unseen classes
