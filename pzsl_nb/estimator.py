@@ -349,7 +349,7 @@ def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen:
           sets: CandidateSets | None = None, beliefs: Beliefs | None = None,
           witnesses: Witnesses | None = None) -> CLIPPZSL:
     "Set what `fit` learned."
-    self.model_, self.choice_, self.classes_ = model.cpu().eval(), choice, classes
+    self.model_, self.choice_, self.classes_ = copy.deepcopy(model).cpu().eval(), choice, classes   # its own weights
     self.seen_, self.label_features_, self.witnesses_ = seen, t, witnesses
     if sets is not None:
         self.candidates_, self.beliefs_, self.coverage_ = sets, beliefs.weights.cpu(), beliefs.coverage.cpu()

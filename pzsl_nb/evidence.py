@@ -342,8 +342,8 @@ class EvidentBeliefs(Beliefs):
         self.pictures = self.pictures or Pictures(self.x, device=device)
         mass = self.mass
         self.pictures.learn(mass, self.sets)
-        for rows in torch.arange(len(self.sets), device=device).split(4096):
-            position, local_row, classes = self.batch(rows)
-            part = self.x[rows.to(self.x.device)].to(device, torch.float32)
+        for start in range(0, len(self.sets), 4096):
+            part = self.x[start:start + 4096].to(device, torch.float32)
+            position, local_row, classes = self.batch(torch.arange(start, start + len(part), device=device))
             score = self.pictures.at_candidates(part, mass.index_select(0, position), local_row, classes)
             self.odds.index_copy_(0, position, self.surprise[position].to(device) + self.weight*score)

@@ -74,6 +74,7 @@ class Batch(NamedTuple):
     rows: Tensor | None = None      # (b,) int64, numbers of the images in the training set
     position: Tensor | None = None  # (m,) int64, places of the candidates among all candidates
     ids: Tensor | None = None       # (C,) int64, the class of every column; None: all classes in order
+    correction: Tensor | None = None  # (C,) what sampling has added to the logits; None: nothing
     model: Any = None   # `images(x)` and `score(images, labels)`, for other views
     epoch: float = 0.   # epochs passed, with the fraction
     epochs: int = 1     # planned

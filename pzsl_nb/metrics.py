@@ -180,7 +180,8 @@ def top_belief(
     if beliefs.shape != sets.indices.shape:
         raise PZSLError(f"beliefs: {tuple(beliefs.shape)} weights for {sets.nnz:,} candidates; give one for each")
     weight = beliefs.new_zeros(len(sets)).scatter_reduce(0, sets.rows, beliefs, "amax", include_self=False)
-    place = torch.arange(sets.nnz, device=beliefs.device).masked_fill(beliefs != weight[sets.rows], sets.nnz)
+    below = beliefs != weight.index_select(0, sets.rows)
+    place = torch.arange(sets.nnz, device=beliefs.device).masked_fill(below, sets.nnz)
     first = place.new_zeros(len(sets)).scatter_reduce(0, sets.rows, place, "amin", include_self=False)
     return sets.indices[first], weight
 
@@ -192,9 +193,9 @@ def disambiguation_accuracy(
 ) -> float:
     "Share of rows whose heaviest candidate is the truth; k candidates of equal weight share the credit, 1/k each."
     _, weight = top_belief(beliefs, sets)
-    at_top = (beliefs == weight[sets.rows]).float()
+    at_top = (beliefs == weight.index_select(0, sets.rows)).float()
     tied = at_top.new_zeros(len(sets)).index_add_(0, sets.rows, at_top)
-    true = sets.indices == labels.to(beliefs.device)[sets.rows]
+    true = sets.indices == labels.to(beliefs.device).index_select(0, sets.rows)
     return float((at_top[true]/tied[sets.rows[true]]).cpu().double().sum()/len(sets))
 
 # %% ../nbs/40_metrics.ipynb #40-036

@@ -21,13 +21,14 @@ def class_sums(
 ) -> tuple[Tensor, Tensor]: # (C, d) weighted sums of images, (C,) sums of weights; on the device of `mass`
     "What the images that may show a class add up to."
     total, count = mass.new_zeros(sets.n_classes, x.shape[1]), mass.new_zeros(sets.n_classes)
-    for rows in torch.arange(len(sets), device=sets.indptr.device).split(block):
-        position, local_row = sets.positions(rows)
+    for start in range(0, len(sets), block):
+        part = x[start:start + block].to(total)
+        position, local_row = sets.positions(torch.arange(start, start + len(part), device=sets.indptr.device))
         classes, weights = sets.indices.index_select(0, position), mass.index_select(0, position)
         narrow = classes.short() if len(total) < 2**15 else classes   # sorted in half of the time
         order, bag = narrow.argsort(stable=True), classes.bincount(minlength=len(total))   # class by class
-        total += F.embedding_bag(local_row.index_select(0, order), x[rows.to(x.device)].to(total),
-                                 bag.cumsum(0) - bag, mode="sum", per_sample_weights=weights.index_select(0, order))
+        total += F.embedding_bag(local_row.index_select(0, order), part, bag.cumsum(0) - bag, mode="sum",
+                                 per_sample_weights=weights.index_select(0, order))
         count.index_add_(0, classes, weights)
     return total, count
 

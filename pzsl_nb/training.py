@@ -34,6 +34,15 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/34_training.ipynb #34-007
+def _as_one(parameters: list[nn.Parameter]) -> nn.Parameter:
+    "One long parameter, of which those given, and their gradients, become views."
+    whole = nn.Parameter(torch.cat([p.detach().ravel() for p in parameters]))
+    whole.grad, sizes = torch.zeros_like(whole), [p.numel() for p in parameters]
+    for p, value, grad in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes)):
+        p.data, p.grad = value.view_as(p), grad.view_as(p)
+    return whole
+
+
 class Trainer:
     "Trains a model on candidate sets; `save_checkpoint` and `load_checkpoint` make it resumable."
     def __init__(
@@ -62,14 +71,15 @@ class Trainer:
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
-        self.weights = list(self.model.parameters())
-        self.aside = [p.detach().clone() for p in self.weights] if averaging else []
+        parameters = list(self.model.parameters())
+        self.whole = _as_one(parameters) if parameters else None
+        self.aside = self.whole.detach().clone() if averaging and parameters else None
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         steps = epochs*max(1, -(-len(x)//batch_size))
         settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
-        self.optimiser = torch.optim.AdamW(self.weights, **settings) if self.weights else None
-        self.schedule = self.weights and torch.optim.lr_scheduler.OneCycleLR(
+        self.optimiser = torch.optim.AdamW([self.whole], **settings) if parameters else None
+        self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
@@ -93,7 +103,7 @@ class Trainer:
         if correction is not None: logits = logits + correction
         scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
         return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
-                     ids, self.model, epoch, self.epochs)
+                     ids, correction, self.model, epoch, self.epochs)
 
     def train_batch(
         self,
@@ -103,7 +113,7 @@ class Trainer:
     ) -> dict[str, Tensor]:  # the terms of the loss
         "One step: scores, beliefs, loss, gradient."
         terms = {}
-        if self.optimiser is not None: self.optimiser.zero_grad()
+        if self.optimiser is not None: self.optimiser.zero_grad(set_to_none=False)
         if len(rows):
             batch = self._batch(rows, step)
             terms = self.loss(batch)
@@ -120,23 +130,19 @@ class Trainer:
     @torch.no_grad()
     def _average(self, step: int, eta: float = 3.) -> None:
         "Move the average toward the weights (polynomial decay: late ones count more)."
-        for mean, p in zip(self.aside, self.weights): mean.lerp_(p, (eta + 1)/(step + 1 + eta))
+        if self.aside is not None: self.aside.lerp_(self.whole, (eta + 1)/(step + 1 + eta))
 
     @torch.no_grad()
     def _swap(self) -> None:
         "Between epochs the model holds the average, and what the last step left is aside; within one, vice versa."
-        for mean, p in zip(self.aside, self.weights):
-            last = p.clone()
-            p.copy_(mean)
-            mean.copy_(last)
+        if self.aside is None: return
+        last = self.whole.clone()
+        self.whole.copy_(self.aside)
+        self.aside.copy_(last)
 
     def _sum_gradients(self) -> None:
         "Add up the gradients of all processes, in one message."
-        if self.group.count == 1: return
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        flat = [torch.zeros_like(p).ravel() if p.grad is None else p.grad.ravel() for p in parameters]
-        parts = self.group.sum(torch.cat(flat)).split([p.numel() for p in parameters])
-        for p, grad in zip(parameters, parts): p.grad = grad.view_as(p)
+        if self.group.count > 1: self.whole.grad.copy_(self.group.sum(self.whole.grad))
 
     def _exchange(self, mine: Tensor, total: dict[str, Tensor]) -> dict[str, Tensor]:
         "After an epoch: every process gets the beliefs that the others have moved, and the sums of the loss's terms."
@@ -207,15 +213,14 @@ def save_checkpoint(
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     if isinstance(trainer.loss, nn.Module):
         tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
-    tensors |= {f"aside.{i}": value for i, value in enumerate(trainer.aside)}
+    if trainer.aside is not None: tensors["aside"] = trainer.aside
     tensors |= trainer.beliefs.tensors()
     tensors |= {"random": trainer.generator.get_state(), "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
              "notes": trainer.notes}
     if trainer.optimiser is not None:
         state = trainer.optimiser.state_dict()
-        for i, moments in state["state"].items():
-            tensors |= {f"optimiser.{i}.{key}": value for key, value in moments.items()}
+        tensors |= {f"optimiser.{key}": value for key, value in state["state"].get(0, {}).items()}
         plain |= {"groups": state["param_groups"], "schedule": trainer.schedule.state_dict()}
     functions_out = lambda value: None if callable(value) else value.item()   # a schedule keeps functions; not needed
     header = {"pzsl": json.dumps(plain, default=functions_out)}
@@ -246,20 +251,17 @@ def load_checkpoint(
     part = lambda prefix: {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
     weights, mine = part("model."), trainer.model.state_dict()
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
-    same = same and len(part("aside.")) == len(trainer.aside)
+    same = same and ("aside" in tensors) == (trainer.aside is not None)
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
         raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of "
                         "epochs, or with other averaging; resume with the settings of that run")
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
-    for i, value in enumerate(trainer.aside): value.copy_(tensors[f"aside.{i}"])
+    if trainer.aside is not None: trainer.aside.copy_(tensors["aside"])
     trainer.beliefs.restore(tensors)
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]
     if trainer.optimiser is not None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimiser.").items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
+        state = {0: moments} if (moments := part("optimiser.")) else {}
         trainer.optimiser.load_state_dict({"state": state, "param_groups": plain["groups"]})
         trainer.schedule.load_state_dict({key: value for key, value in plain["schedule"].items() if value is not None})

@@ -176,7 +176,8 @@ class ContrastivePrototypes(PrototypeRule):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # the two parts, and `loss`
         "The loss of a batch; weights and prototypes move."
-        (weak, log_p), (strong, _) = self.readings(batch)
+        seen_weakly, seen_strongly = two_views(batch, self.noise, self.dropped)
+        (weak, log_p), strong = self.view(batch, seen_weakly), batch.model.images(seen_strongly)
         self.remember(batch, weak, log_p)   # before they are asked, or the first batch would ask zeros
         nearest = self.best_candidate(batch, weak.detach() @ self.columns(batch).T)
         self.blend(batch, (batch.classes == nearest[batch.local_row]).to(batch.weights))

@@ -105,7 +105,7 @@ def bundle(lists, scale, ids=None, x=None, t=None):
     if ids is not None: columns, classes = ids, torch.searchsorted(ids, sets.indices)
     images, labels = model.images(x), model.labels(t)[columns]
     batch = Batch(model.score(images, labels), scale*x @ t[columns].T, scale, seen[columns], weights, sets.rows, classes, x,
-                  images, labels, torch.arange(len(x)), torch.arange(sets.nnz), ids, model, 1.5, 4)
+                  images, labels, torch.arange(len(x)), torch.arange(sets.nnz), ids, None, model, 1.5, 4)
     return batch, model, Beliefs(sets, weights)
 
 
