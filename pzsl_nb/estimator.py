@@ -170,11 +170,12 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         return ask
     if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
     asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
-    def gather():
-        return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, apprentice=asked,
-                               most=est.negatives, seed=est._seed(), device=est.device)
+    def gather(**more):
+        return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, most=est.negatives,
+                               seed=est._seed(), device=est.device, **more)
     key = content_hash(content, est.logit_scale, fixed, from_words, est.negatives, est._seed())
-    return _remembered(None if asked else memory, key, gather)   # an apprentice depends on all settings
+    found, spared = _remembered(memory, key, gather)
+    return gather(apprentice=asked, found=found) if asked else found, spared   # an apprentice is of these settings only
 
 
 def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,

@@ -291,6 +291,7 @@ def gather_evidence(
     *,
     start: Tensor | None = None,  # (nnz,) beliefs to begin with; None: frozen CLIP's opinion
     apprentice: Callable | None = None,  # (evidence, rows) -> ((b, d) images, (k,) classes) -> (b, k) scores; see below
+    found: Evidence | None = None,  # what was gathered so already, but without an apprentice
     rounds: int = 6,         # of pictures, fit and beliefs; 1 if all numbers are fixed
     most: int = 1024,        # labels that a row is compared with; more are sampled
     seed: int = 0,           # of the rows and labels that are drawn where there are too many
@@ -303,10 +304,11 @@ def gather_evidence(
     beliefs = clip_prior(x, t, sets, fixed.get("words", 1.)*logit_scale) if start is None else start.to(device)
     pictures, rounds = Pictures(x, device=device), 1 if set(_NUMBERS) <= set(fixed) else rounds
     alone = {**fixed, "apprentice": 0.}
-    found = _hear(court, pictures, beliefs, alone, rounds, .3)
-    if found.witnesses.slope > .1 and "pictures" not in fixed:   # more than one peak
-        other = _hear(court, pictures, beliefs, alone, rounds, 1.)
-        found = max(found, other, key=lambda evidence: evidence.log_likelihood)
+    if found is None:
+        found = _hear(court, pictures, beliefs, alone, rounds, .3)
+        if found.witnesses.slope > .1 and "pictures" not in fixed:   # more than one peak
+            other = _hear(court, pictures, beliefs, alone, rounds, 1.)
+            found = max(found, other, key=lambda evidence: evidence.log_likelihood)
     if apprentice is None or fixed.get("apprentice") == 0: return found
     doubted = "apprentice" in fixed or found.witnesses.words <= DOUBT and sets.nnz > len(sets)   # not sets of one
     if not group.agree(doubted): return found   # training is work for all processes, or for none

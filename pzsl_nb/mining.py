@@ -134,5 +134,6 @@ class SemanticMining(nn.Module):
         trust: float = 1.,       # 0: the label features themselves, 1: all that was learned
         neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d) unit length, the label embeddings e
-        added = self.residual(label_features, prototypes, neighbours)
-        return unit_rows(torch.add(label_features*label_features.shape[1]**.5, added, alpha=trust))
+        tokens = label_features*label_features.shape[1]**.5
+        if trust == 0: return unit_rows(tokens)
+        return unit_rows(torch.add(tokens, self.residual(label_features, prototypes, neighbours), alpha=trust))

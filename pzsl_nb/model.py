@@ -71,7 +71,7 @@ class CLIPPZSLModel(nn.Module):
         "Adapted image features."
         if self.adapter is None: return x
         x = x*x.shape[1]**.5
-        return unit_rows(torch.add(x, self.adapter(x), alpha=trust))
+        return unit_rows(torch.add(x, self.adapter(x), alpha=trust) if trust else x)
 
     def labels(
         self,

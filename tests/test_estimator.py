@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.core import PZSLError
 from pzsl_nb.estimator import CLIPPZSL
+from pzsl_nb.evidence import _crossed
 from pzsl_nb.task import CandidateSets
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
 
@@ -264,7 +265,7 @@ def test_a_fitted_model_owns_its_weights():
 
 # Evidence that several methods share
 
-def test_methods_share_evidence_and_nothing_changes(tmp_path):
+def test_methods_share_evidence_and_nothing_changes(tmp_path, monkeypatch):
     peers = [{"start": "uniform", "objective": CandidateNLL()}, {"start": "uniform"}, {"start": "clip"}]
     alone = [learned(fit(estimator(**peer))) for peer in peers]
     spared = []
@@ -276,7 +277,12 @@ def test_methods_share_evidence_and_nothing_changes(tmp_path):
     for other in ({"random_state": 1}, {"words": .5}, {"logit_scale": 30.}):   # is other evidence
         est = fit(estimator(**peers[0] | other), memory=tmp_path)
         assert est.spared_ == 0 and learned(est) == learned(fit(estimator(**peers[0] | other)))
-    assert fit(estimator(), memory=tmp_path).spared_ == 0   # an apprentice is of one method only
+    asked = []
+    monkeypatch.setattr("pzsl_nb.evidence._crossed", lambda *given: asked.append(given) or _crossed(*given))
+    for settings in ({}, {"apprentice": .5}):
+        alone, twice = fit(estimator(**settings)), [fit(estimator(**settings), memory=tmp_path) for _ in range(2)]
+        assert learned(twice[0]) == learned(twice[1]) == learned(alone) and twice[1].spared_ > 0
+    assert len(asked) >= 3   # an apprentice is of one method only: it is trained each time, and only what goes before is shared
 
 
 # Prediction and new classes
@@ -360,6 +366,7 @@ MEMORY = """
 import resource
 import numpy as np
 from pzsl_nb.estimator import CLIPPZSL
+from pzsl_nb.evidence import _crossed
 
 rng, rows, classes = np.random.default_rng(0), 40_000, 3_000   # a table of scores has 480 MB
 text, x = rng.normal(size=(classes, 4)).astype("f4"), rng.normal(size=(rows, 4)).astype("f4")
