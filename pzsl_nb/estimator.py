@@ -281,7 +281,6 @@ def fit(
     memory: str | Path | None = None,    # folder where fits of other methods on the same sets leave their evidence
 ) -> CLIPPZSL:
     "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
-    begin = time.perf_counter()
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
     attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)
@@ -294,14 +293,15 @@ def fit(
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
     from_words = from_words and (label_features is not None or self.encoder is not None)
+    begin = time.perf_counter()
     if going_on: evidence, self.spared_ = _recalled(checkpoint), 0.
     else: evidence, self.spared_ = _gather(self, x, sets, t, seen, from_words, attributes, memory, content)
     choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, evidence, attributes)
-    choice = processes(self.device).agree(choice)
+    choice, spent = processes(self.device).agree(choice), time.perf_counter() - begin
     trainer = _make_trainer(self, x, sets, t, seen, evidence, choice.unseen, self._seed(), attributes=attributes)
     trainer.notes = {"choice": vars(choice), "witnesses": evidence and vars(evidence.witnesses),
                      "classes": classes.tolist(), "settings": self._plain_settings(), "same": same,
-                     "seconds": time.perf_counter() - begin + self.spared_}
+                     "seconds": spent + self.spared_}
     if going_on:
         load_checkpoint(trainer, checkpoint)
         self.spared_ = trainer.notes.get("seconds", 0.) + sum(row["seconds"] for row in trainer.history)
@@ -350,7 +350,8 @@ def _keep(self, model: CLIPPZSLModel, choice: Choice, classes: np.ndarray, seen:
           sets: CandidateSets | None = None, beliefs: Beliefs | None = None,
           witnesses: Witnesses | None = None) -> CLIPPZSL:
     "Set what `fit` learned."
-    self.model_, self.choice_, self.classes_ = copy.deepcopy(model).cpu().eval(), choice, classes   # its own weights
+    self.model_ = copy.deepcopy(model).cpu().eval()   # with weights of its own: the trainer's are views of one vector
+    self.choice_, self.classes_ = choice, classes
     self.seen_, self.label_features_, self.witnesses_ = seen, t, witnesses
     if sets is not None:
         self.candidates_, self.beliefs_, self.coverage_ = sets, beliefs.weights.cpu(), beliefs.coverage.cpu()

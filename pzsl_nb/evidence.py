@@ -291,7 +291,7 @@ def gather_evidence(
     *,
     start: Tensor | None = None,  # (nnz,) beliefs to begin with; None: frozen CLIP's opinion
     apprentice: Callable | None = None,  # (evidence, rows) -> ((b, d) images, (k,) classes) -> (b, k) scores; see below
-    found: Evidence | None = None,  # what was gathered so already, but without an apprentice
+    found: Evidence | None = None,  # what this gave before, without an apprentice; None: it is gathered here
     rounds: int = 6,         # of pictures, fit and beliefs; 1 if all numbers are fixed
     most: int = 1024,        # labels that a row is compared with; more are sampled
     seed: int = 0,           # of the rows and labels that are drawn where there are too many
@@ -299,6 +299,11 @@ def gather_evidence(
 ) -> Evidence:               # on the CPU
     "Fit the numbers and apply them to all candidates; `PZSLError` for a number that cannot be, or sets of all labels."
     group, device = processes(device), pick_device(device)
+    def enough(found):   # training an apprentice is work for all processes, or for none
+        if apprentice is None or fixed.get("apprentice") == 0: return True
+        doubted = found.witnesses.words <= DOUBT and sets.nnz > len(sets)   # not sets of one
+        return not group.agree("apprentice" in fixed or doubted)
+    if found is not None and enough(found): return found
     t, sets, seen = label_features.to(device, torch.float32), sets.to(device), seen.to(device)
     court = _Court(x, t, sets, seen, logit_scale, _check_fixed(fixed, sets, seen), most, seed)
     beliefs = clip_prior(x, t, sets, fixed.get("words", 1.)*logit_scale) if start is None else start.to(device)
@@ -309,9 +314,7 @@ def gather_evidence(
         if found.witnesses.slope > .1 and "pictures" not in fixed:   # more than one peak
             other = _hear(court, pictures, beliefs, alone, rounds, 1.)
             found = max(found, other, key=lambda evidence: evidence.log_likelihood)
-    if apprentice is None or fixed.get("apprentice") == 0: return found
-    doubted = "apprentice" in fixed or found.witnesses.words <= DOUBT and sets.nnz > len(sets)   # not sets of one
-    if not group.agree(doubted): return found   # training is work for all processes, or for none
+        if enough(found): return found
     court.apprentice = _crossed(court, apprentice, found, 100_000, seed)
     return _hear(court, pictures, beliefs, fixed, rounds, .3)
 

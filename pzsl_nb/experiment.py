@@ -280,15 +280,19 @@ def fit_task(
     "Train the configured method on a task."
     sets = _true_sets(task) if config.method == "supervised" else task.candidates
     est = make_estimator(config, task.logit_scale, device, progress)
-    if config.method == "supervised" and memory is not None and checkpoint is None:   # no rule of candidates shapes it
-        key = content_hash(task.fingerprint or task.features, task.labels, config.plain() | {"candidates": None})
-        checkpoint, every, resume = Path(memory)/f"bound-{key}.safetensors", max(1, config.epochs), True
+    bound = None   # where the clean-label model is kept for other rules of candidates, which do not shape it
+    if config.method == "supervised" and memory is not None and checkpoint is None:
+        key = content_hash(task.fingerprint or task.features, task.labels, task.label_features, task.seen,
+                           task.attributes, task.logit_scale, config.plain() | {"candidates": None})
+        bound, every, resume = Path(memory)/f"bound-{key}.safetensors", max(1, config.epochs), True
+        checkpoint = bound if bound.exists() else bound.with_suffix(f".{os.getpid()}")   # of this process until it is whole
     if resume and checkpoint is not None and checkpoint.exists(): start = read_checkpoint(checkpoint)[0]["beliefs"]
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale)
     watcher = Watcher(sets, task.labels, start)
     est.fit(task.features, sets, task.label_features, class_names=task.class_names, seen=task.seen,
             from_words=task.words, attributes=task.attributes, checkpoint=checkpoint, every=every, resume=resume,
             on_epoch=watcher, fingerprint=task.fingerprint, memory=memory)
+    if bound is not None and checkpoint != bound: checkpoint.replace(bound)
     return est, watcher
 
 

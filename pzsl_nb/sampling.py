@@ -23,7 +23,7 @@ class StepLabels(NamedTuple):
 
 # %% ../nbs/36_sampling.ipynb #36-007
 class LabelSampler:
-    "Draws the labels of each step; where there are few enough, it says so, and the step takes all."
+    "The labels of each step: all, where they are few; only the seen ones, where the loss wants no others; or a draw."
     def __init__(
         self,
         seen: Tensor,           # (C,) bool
@@ -34,7 +34,8 @@ class LabelSampler:
     ):
         self.seen, self.negatives, self.seed, self.looked_at, self.unseen = seen, negatives, seed, looked_at, unseen
         known, others = int(seen.sum()), int((~seen).sum())*unseen
-        self.all_seen, self.few = known == len(seen), max(known, others) <= negatives   # whatever the batch holds
+        self.all_seen, self.few = known == len(seen), max(known, others) <= negatives   # no batch needs a draw
+        self.known: tuple[Tensor, Tensor] | None = None   # numbers of the seen labels; (C,) column of each among them
 
     def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
         "At most so many of the places where a mask holds, without repetition."
@@ -46,11 +47,12 @@ class LabelSampler:
         self,
         classes: Tensor,  # (m,) int64, candidates of the batch
         step: int,        # number of the step in the whole training
-    ) -> StepLabels | None:  # None: all labels are few enough
+    ) -> StepLabels | None:  # None: all labels, which are few enough
         "The labels of this step."
         if self.few and (self.unseen or self.all_seen): return None
-        if self.few and len(self.seen) <= self.looked_at:   # the seen labels, and nothing is drawn
-            return StepLabels(self.seen.nonzero()[:, 0], (self.seen.cumsum(0) - 1).index_select(0, classes))
+        if self.few:
+            if self.known is None: self.known = self.seen.nonzero()[:, 0], self.seen.cumsum(0) - 1
+            return StepLabels(self.known[0], self.known[1].index_select(0, classes))
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
         outside, others = self.seen & ~inside, ~self.seen & self.unseen
         few = max(count := int(outside.sum()), int(others.sum())) <= self.negatives

@@ -35,7 +35,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 # %% ../nbs/34_training.ipynb #34-007
 def _as_one(parameters: list[nn.Parameter]) -> nn.Parameter:
-    "One long parameter, of which those given, and their gradients, become views."
+    "One parameter (P,), of which those given, and their gradients, become views."
     whole = nn.Parameter(torch.cat([p.detach().ravel() for p in parameters]))
     whole.grad, sizes = torch.zeros_like(whole), [p.numel() for p in parameters]
     for p, value, grad in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes)):
@@ -71,8 +71,8 @@ class Trainer:
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
-        parameters = list(self.model.parameters())
-        self.whole = _as_one(parameters) if parameters else None
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.whole = _as_one(parameters) if parameters else None   # (P,)
         self.aside = self.whole.detach().clone() if averaging and parameters else None
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)

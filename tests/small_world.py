@@ -34,7 +34,8 @@ def whole_checkpoint(path):
     tensors, plain = read_checkpoint(path)
     history = [{key: value for key, value in row.items() if key != "seconds"} for row in plain["history"]]
     notes = {key: value for key, value in plain["notes"].items() if key != "seconds"}
-    return {name: value.numpy().tobytes() for name, value in tensors.items()}, plain | {"history": history, "notes": notes}
+    plain |= {"history": history, "notes": notes}
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, plain
 
 
 class Stop(Exception): "Whatever ends a process in the middle of training."

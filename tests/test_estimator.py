@@ -259,7 +259,7 @@ def test_prediction_changes_nothing():
 
 
 def test_a_fitted_model_owns_its_weights():
-    est = fit(estimator(**BY_HAND))   # in training they are pieces of one vector, which would be pickled with each of them
+    est = fit(estimator(**BY_HAND))   # in training they are pieces of one vector, which a pickle would hold with each
     assert all(p.untyped_storage().nbytes() == p.nbytes and p.grad is None for p in est.model_.parameters())
 
 
@@ -279,10 +279,11 @@ def test_methods_share_evidence_and_nothing_changes(tmp_path, monkeypatch):
         assert est.spared_ == 0 and learned(est) == learned(fit(estimator(**peers[0] | other)))
     asked = []
     monkeypatch.setattr("pzsl_nb.evidence._crossed", lambda *given: asked.append(given) or _crossed(*given))
-    for settings in ({}, {"apprentice": .5}):
-        alone, twice = fit(estimator(**settings)), [fit(estimator(**settings), memory=tmp_path) for _ in range(2)]
-        assert learned(twice[0]) == learned(twice[1]) == learned(alone) and twice[1].spared_ > 0
-    assert len(asked) >= 3   # an apprentice is of one method only: it is trained each time, and only what goes before is shared
+    for settings in ({}, {"apprentice": .5}):   # an apprentice is of one method only: trained each time
+        own, twice = fit(estimator(**settings)), [fit(estimator(**settings), memory=tmp_path) for _ in range(2)]
+        assert learned(twice[0]) == learned(twice[1]) == learned(own) and twice[1].spared_ > 0
+        assert len(asked) in ((3,) if settings else (0, 3))
+        asked.clear()
 
 
 # Prediction and new classes
@@ -366,7 +367,6 @@ MEMORY = """
 import resource
 import numpy as np
 from pzsl_nb.estimator import CLIPPZSL
-from pzsl_nb.evidence import _crossed
 
 rng, rows, classes = np.random.default_rng(0), 40_000, 3_000   # a table of scores has 480 MB
 text, x = rng.normal(size=(classes, 4)).astype("f4"), rng.normal(size=(rows, 4)).astype("f4")

@@ -10,9 +10,9 @@ import torch
 
 from pzsl_nb.core import PZSLError, read_json
 from pzsl_nb.estimator import CLIPPZSL
-from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, make_estimator, read_beliefs, read_run,
+from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run,
                                 results_table, run_ablation, run_experiment, run_grid, run_name)
-from pzsl_nb.sources import Reading
+from pzsl_nb.sources import Reading, load_task
 from pzsl_nb.training import Trainer, read_checkpoint
 from small_world import Stop, World, whole_checkpoint
 
@@ -257,6 +257,21 @@ def test_the_bound_is_trained_once_for_all_rules(go, tmp_path, monkeypatch):
     spared = [outcome.estimator.spared_ for outcome in once]
     assert spared[0] == spared[2] == 0 < sum(row["seconds"] for row in once[0].estimator.history_) < spared[1]
     assert once[1].result["seconds"] > round(spared[1], 2) - .01
+
+
+def test_a_bound_on_other_label_features_is_another_one(go, tmp_path):
+    "Label features may come from the candidate sets (attributes): then every rule has a bound of its own."
+    config = Config(data=str(tmp_path/"a"/"data.npz"), **QUICK | {"method": "supervised"})
+    go("a", config=BY_HAND)
+    task = load_task(config.data, None)
+    for seed in (0, 1):
+        g = torch.Generator().manual_seed(seed)
+        moved = torch.nn.functional.normalize(task.label_features + .3*torch.randn(task.label_features.shape, generator=g), dim=1)
+        other = dataclasses.replace(task, label_features=moved)
+        est, _ = fit_task(config, other, device="cpu", progress=False, memory=tmp_path)
+        alone, _ = fit_task(config, other, device="cpu", progress=False)
+        assert est.spared_ == 0 and (est.predict_proba(W.x_test) == alone.predict_proba(W.x_test)).all()
+    assert len(list(tmp_path.glob("bound-*"))) == 2 == len(list(tmp_path.glob("bound-*.safetensors")))
 
 
 # No unseen classes

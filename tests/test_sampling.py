@@ -5,6 +5,7 @@ import pytest
 import torch
 from small_world import BY_HAND, World, estimator
 
+from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.disambiguation import candidate_cosines, clip_prior
 from pzsl_nb.mining import SemanticMining, visual_prototypes
 from pzsl_nb.sampling import LabelSampler
@@ -55,6 +56,23 @@ def weights(est): return {name: value for name, value in est.model_.state_dict()
 def fit(**settings):
     w = World(seen=12, unseen=5)
     return estimator(**BY_HAND | settings).fit(w.x, w.sets, w.t, seen=w.seen), w
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_labels_that_are_few_are_not_drawn_and_look_at_all(unseen):
+    seen = torch.arange(400) < 350   # more than a mining block looks at where labels are drawn
+    part = LabelSampler(seen, unseen=unseen)(torch.tensor([7, 3, 349]), 0)
+    if unseen: assert part is None
+    else: assert part.ids.tolist() == [*range(350)] and part[1].tolist() == [7, 3, 349] and part[2:] == (None, None, None)
+
+
+def test_leaving_unseen_labels_out_changes_nothing_that_is_learned():
+    est, w = fit(unseen=0., objective=CandidateNLL())
+    class Wide(CandidateNLL): unseen = True   # the same loss, shown all labels
+    wide, _ = fit(unseen=0., objective=Wide())
+    for name, value in weights(est).items(): torch.testing.assert_close(value, weights(wide)[name], atol=1e-4, rtol=1e-3)
+    start, _ = fit(unseen=0., objective=CandidateNLL(), epochs=0)
+    assert (weights(est)["adapter.outward.weight"] - weights(start)["adapter.outward.weight"]).abs().max() > 1e-2
 
 
 def test_enough_negatives_is_no_sampling():

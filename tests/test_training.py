@@ -63,6 +63,18 @@ def test_every_image_once_an_epoch(batch, expected, monkeypatch):
     assert first.tolist() != second.tolist() != list(range(72))
 
 
+def test_a_frozen_layer_keeps_its_bits_and_all_others_are_one_vector():
+    model = CLIPPZSLModel(W.t, W.seen, 20., inner=8, heads=2)
+    model.adapter.inward.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = Trainer(model, PartialZeroShotLoss(), Beliefs(W.sets, uniform_prior(W.sets)), W.x, W.t, 3, 1e-2, device="cpu")
+    run(made, progress=False)
+    for name, p in model.named_parameters(): assert torch.equal(p, before[name]) != p.requires_grad, name
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert torch.equal(made.whole, torch.cat([p.ravel() for p in trained])) and made.whole.grad.any()
+    assert torch.equal(made.whole.grad, torch.cat([p.grad.ravel() for p in trained]))
+
+
 def test_any_number_of_steps():
     for epochs in range(1, 41): trainer(epochs=epochs, batch=72)
 
