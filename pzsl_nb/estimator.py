@@ -292,8 +292,7 @@ def fit(
     if notes.get("same") != same:
         raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
                         "resume with the same, or start anew without it")
-    from_words = from_words and (label_features is not None or self.encoder is not None)
-    begin = time.perf_counter()
+    from_words, begin = from_words and (label_features is not None or self.encoder is not None), time.perf_counter()
     if going_on: evidence, self.spared_ = _recalled(checkpoint), 0.
     else: evidence, self.spared_ = _gather(self, x, sets, t, seen, from_words, attributes, memory, content)
     choice = _as_choice(notes["choice"]) if going_on else _rehearse(self, x, sets, t, seen, evidence, attributes)

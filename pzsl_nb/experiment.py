@@ -285,7 +285,7 @@ def fit_task(
         key = content_hash(task.fingerprint or task.features, task.labels, task.label_features, task.seen,
                            task.attributes, task.logit_scale, config.plain() | {"candidates": None})
         bound, every, resume = Path(memory)/f"bound-{key}.safetensors", max(1, config.epochs), True
-        checkpoint = bound if bound.exists() else bound.with_suffix(f".{os.getpid()}")   # of this process until it is whole
+        checkpoint = bound if bound.exists() else bound.with_suffix(f".{os.getpid()}")   # put in place when whole
     if resume and checkpoint is not None and checkpoint.exists(): start = read_checkpoint(checkpoint)[0]["beliefs"]
     else: start = clip_prior(task.features, task.label_features, sets, task.logit_scale)
     watcher = Watcher(sets, task.labels, start)
