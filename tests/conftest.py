@@ -1,7 +1,11 @@
-"What tests of pages share: a real browser, where there is one."
+"What tests share: a Ctrl-C that is heard, and a real browser, where there is one."
 import shutil
+import signal
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # tests in the background: what they start would be deaf to Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
