@@ -33,9 +33,9 @@ class LabelSampler:
         unseen: bool = True,    # False: the loss has no use for unseen labels; the mining block still looks at them
     ):
         self.seen, self.negatives, self.seed, self.looked_at, self.unseen = seen, negatives, seed, looked_at, unseen
-        known, others = int(seen.sum()), int((~seen).sum())*unseen
-        self.all_seen, self.few = known == len(seen), max(known, others) <= negatives   # no batch needs a draw
-        self.known: tuple[Tensor, Tensor] | None = None   # numbers of the seen labels; (C,) column of each among them
+        mine, others = int(seen.sum()), int((~seen).sum())*unseen
+        self.all_seen, self.few = mine == len(seen), max(mine, others) <= negatives   # few: no batch needs a draw
+        self.fixed: tuple[Tensor, Tensor] | None = None   # numbers of the seen labels; (C,) column of each among them
 
     def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
         "At most so many of the places where a mask holds, without repetition."
@@ -51,8 +51,8 @@ class LabelSampler:
         "The labels of this step."
         if self.few and (self.unseen or self.all_seen): return None
         if self.few:
-            if self.known is None: self.known = self.seen.nonzero()[:, 0], self.seen.cumsum(0) - 1
-            return StepLabels(self.known[0], self.known[1].index_select(0, classes))
+            if self.fixed is None: self.fixed = self.seen.nonzero()[:, 0], self.seen.cumsum(0) - 1
+            return StepLabels(self.fixed[0], self.fixed[1].index_select(0, classes))
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
         outside, others = self.seen & ~inside, ~self.seen & self.unseen
         few = max(count := int(outside.sum()), int(others.sum())) <= self.negatives

@@ -75,6 +75,22 @@ def test_leaving_unseen_labels_out_changes_nothing_that_is_learned():
     assert (weights(est)["adapter.outward.weight"] - weights(start)["adapter.outward.weight"]).abs().max() > 1e-2
 
 
+def test_a_loss_is_told_what_sampling_added():
+    told = []
+    class Notes(CandidateNLL):
+        def __call__(self, batch):
+            plain = batch.model.score(batch.images, batch.labels)
+            added = torch.zeros(1) if batch.correction is None else batch.correction
+            torch.testing.assert_close(batch.logits, plain + added, atol=1e-4, rtol=0)
+            told.append(float(added.max()))
+            return super().__call__(batch)
+    fit(objective=Notes(), negatives=2, batch_size=1)   # of twelve seen labels a batch of one leaves most to be drawn
+    assert max(told) > .5
+    told.clear()
+    fit(objective=Notes())
+    assert told and set(told) == {0.}
+
+
 def test_enough_negatives_is_no_sampling():
     a, b = (fit(negatives=n)[0] for n in (17, 10**6))
     for name, value in weights(a).items(): assert torch.equal(value, weights(b)[name]), name
