@@ -190,7 +190,7 @@ def _check_fixed(fixed: Mapping[str, float], sets: CandidateSets, seen: Tensor) 
     for name, value in fixed.items():
         if name not in _NUMBERS or not 0 <= value < (1 if name == "dropped" else math.inf):
             raise PZSLError(f"evidence: {name} cannot be fixed at {value}; "
-                            f"the numbers are {', '.join(_NUMBERS)}, from 0 up")
+                            f"the numbers are {', '.join(_NUMBERS)}, from 0 up, and dropped is below 1")
     q = (sets.nnz/len(sets) - 1)/max(1, int(seen.sum()) - 1)
     if q >= 1:
         raise PZSLError("candidate sets: every set holds every seen class, so they say nothing; give smaller sets")
@@ -333,6 +333,14 @@ class EvidentBeliefs(Beliefs):
         self.x, self.every, self.weight, self.pictures = x, every, evidence.witnesses.pictures, None
         self.surprise = evidence.surprise
 
+    def to(
+        self,
+        device: torch.device | str,
+    ) -> "EvidentBeliefs":
+        "The same object, its tensors moved."
+        self.surprise = self.surprise.to(device)
+        return super().to(device)
+
     def tensors(self) -> dict[str, Tensor]:
         "What a checkpoint has to hold."
         return super().tensors() | {"surprise": self.surprise}
@@ -351,4 +359,4 @@ class EvidentBeliefs(Beliefs):
             part = self.x[start:start + 4096].to(device, torch.float32)
             position, local_row, classes = self.batch(torch.arange(start, start + len(part), device=device))
             score = self.pictures.at_candidates(part, mass.index_select(0, position), local_row, classes)
-            self.odds.index_copy_(0, position, self.surprise[position].to(device) + self.weight*score)
+            self.odds.index_copy_(0, position, self.surprise.index_select(0, position) + self.weight*score)
