@@ -55,8 +55,7 @@ class LabelSampler:
             return StepLabels(self.fixed[0], self.fixed[1].index_select(0, classes))
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
         outside, others = self.seen & ~inside, ~self.seen & self.unseen
-        few = max(count := int(outside.sum()), int(others.sum())) <= self.negatives
-        if few and (self.unseen or self.all_seen): return None
+        count = int(outside.sum())
         mixed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]   # a generator heeds 32 bits only
         generator = torch.Generator(classes.device).manual_seed(int(mixed))
         drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, others))

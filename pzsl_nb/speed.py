@@ -28,7 +28,7 @@ def plain_epochs(
     x: Tensor,               # (n, d)
     sets: CandidateSets,     # n candidate sets
     t: Tensor,               # (C, d) label features, all of seen classes
-    batch_size: int = 256,   # images
+    batch_size: int = 384,   # images
 ) -> Callable[[], float]:    # trains an epoch, gives its mean loss
     "The loop that keeps an n x C table."
     device = t.device
