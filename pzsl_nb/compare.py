@@ -94,7 +94,7 @@ def method_order(
     values: pd.DataFrame,  # from `paired_values`
 ) -> list[str]:            # all methods
     "Best mean rank first; then those without a rank by their mean, and last the bound."
-    ranks, means = rank_table(values).mean(), values.groupby(level=_SETTING).mean().mean()
+    ranks, means = rank_table(values).mean().dropna(), values.groupby(level=_SETTING).mean().mean()
     place = lambda method: (method == "supervised", ranks.get(method, np.inf), -means[method])
     return sorted(values.columns, key=place)
 
@@ -106,7 +106,7 @@ def compare_table(
     "Rank, mean, and the paired differences to frozen CLIP and to the rival, over all settings."
     runs = runs_table(rows)
     values = paired_values(runs, measure)
-    ranks, order, cost = rank_table(values).mean(), method_order(values), runs.groupby("method")
+    ranks, order, cost = rank_table(values).mean().dropna(), method_order(values), runs.groupby("method")
     lines = []
     for method in order:
         rival = next((other for other in order if other != method and other in ranks), None)
@@ -122,8 +122,8 @@ def compare_table(
 # %% ../nbs/52_compare.ipynb #52-020
 def long_table(
     rows: Sequence[Mapping],  # of `results.jsonl`
-) -> pd.DataFrame:            # measure, data, rule, method, mean, low, high, n, frozen, p_frozen, rival..., p_rival
-    "Mean, 95 % t-interval over seeds and paired t-tests over seeds, within each setting."
+) -> pd.DataFrame:            # measure, data, rule, method, mean, low, high, n, rival; mean, low, high, p of differences
+    "Mean, 95 % t-interval and paired t-tests over seeds in each setting; without unseen classes H holds S."
     runs, found = runs_table(rows), []
     for measure in COMPARED:
         values = paired_values(runs, measure)
@@ -327,6 +327,7 @@ def plot_levels(
     q = runs["rule"].str.extract(r"^uniform:([\d.]+)$")[0].astype(float)
     order, runs = method_order(paired_values(runs, measure)), runs.assign(q=q)[q.notna()]
     values = paired_values(runs, measure).reset_index().merge(runs[[*_RUN, "q"]].drop_duplicates(), on=_RUN)
+    order = [method for method in order if method in values]   # a method may have other rules only
     names = list(dict.fromkeys(values["data"]))
     axes = _some_axes(axes, len(names), 3.1, max(2.9, .22*len(order)))
     for ax, name in zip(axes, names):

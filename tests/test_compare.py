@@ -289,6 +289,21 @@ def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_pat
     assert "lost: S (no unseen classes)" in (tmp_path/"table.txt").read_text() and (tmp_path/"figures"/"ranks.pdf").exists()
 
 
+def test_a_method_that_failed_with_some_rules(tmp_path):
+    def row(method, rule, seed, value):
+        part = dict.fromkeys(("S", "U", "H", "ausuc"), value)
+        return {"config": {"data": "shapes", "candidates": rule, "method": method, "seed": seed}, "metrics": part, "curve": None,
+                "zero_shot": dict.fromkeys(part, .4), "seconds": 1., "peak_memory_mb": 2.}
+    rules = {"cc": ("uniform:0.1", "uniform:0.5", "similar:0.3"), "pop": ("similar:0.3",), "rc": ("uniform:0.1", "uniform:0.5")}
+    rows = [row(method, rule, seed, .5 + .01*seed) for method, mine in rules.items() for rule in mine for seed in range(2)]
+    report(rows, tmp_path)
+    assert (tmp_path/"figures"/"levels_H.pdf").exists()
+    apart = [row(method, rule, seed, value) for seed in range(2) for method, rule, value in (
+        ("cc", "uniform:0.1", .5), ("rc", "uniform:0.5", .6), ("pop", "uniform:0.1", .7), ("pop", "uniform:0.5", .7))]
+    table = compare_table(apart)   # no setting is shared by all, so there are no ranks, and nobody is a rival by chance
+    assert table["rank"].isna().all() and table["rival"].isna().all()
+
+
 def test_jobs_are_the_cores_one_may_use(monkeypatch):
     monkeypatch.setattr(comparison.os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
     assert comparison.default_jobs("cpu") == 3

@@ -395,11 +395,22 @@ def test_a_grid_that_stopped_in_the_middle_of_a_line(runs, tmp_path):
     assert [json.loads(line)["config"]["seed"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+def test_a_row_of_another_version(runs, tmp_path):
+    path = tmp_path/"rows.jsonl"
+    run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
+    first, second = path.read_text().splitlines()
+    path.write_text(first + "\n" + second.replace('"epochs"', '"momentum": 0.1, "epochs"') + "\n")
+    with pytest.raises(PZSLError, match=r"rows.jsonl, row 2: another version.*'momentum'.*choose another place"):
+        run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
+
+
 def test_a_grid_that_stopped_behind_a_brace(runs, tmp_path):
     path = tmp_path/"rows.jsonl"
     run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
     path.write_text(path.read_text().rstrip()[:-1].rsplit("}", 1)[0] + "}")
     for _ in range(2): run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
+    assert [config.seed for config in runs] == [1, 2, 2]   # the broken row once more, and then nothing
+    assert [json.loads(line)["config"]["seed"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 def test_a_line_in_the_middle_that_is_no_json(runs, tmp_path):
