@@ -122,7 +122,7 @@ def compare_table(
 # %% ../nbs/52_compare.ipynb #52-020
 def long_table(
     rows: Sequence[Mapping],  # of `results.jsonl`
-) -> pd.DataFrame:            # measure, data, rule, method, mean, low, high, n, rival; mean, low, high, p of differences
+) -> pd.DataFrame:            # measure, data, rule, method, mean, low, high, n, rival; the same of differences, and p
     "Mean, 95 % t-interval and paired t-tests over seeds in each setting; without unseen classes H holds S."
     runs, found = runs_table(rows), []
     for measure in COMPARED:

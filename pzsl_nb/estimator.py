@@ -6,7 +6,7 @@
 __all__ = ['as_candidates', 'CLIPPZSL']
 
 # %% ../nbs/42_estimator.ipynb #42-002
-import copy, numbers, time
+import copy, math, numbers, time
 from dataclasses import replace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,10 +35,12 @@ from .training import Trainer, load_checkpoint, read_checkpoint, run, save_check
 # %% ../nbs/42_estimator.ipynb #42-005
 def as_candidates(
     candidates: Any,  # CandidateSets, (n, C) bool mask or sparse matrix, n lists of classes, or n labels
-    names: Sequence | None = None,  # C classes; None: 0..C-1 for sets, masks and lists of numbers, else what occurs
+    names: Sequence | None = None,  # C classes; None: 0..C-1 for sets and masks, else what occurs
 ) -> tuple[CandidateSets, np.ndarray]:  # n sets over C classes, and the (C,) classes
     "Candidate sets from whatever form they come in, and the classes their numbers stand for."
     names = None if names is None else np.asarray(names)
+    if names is not None and len(set(names.tolist())) < len(names):
+        raise PZSLError("candidates: two classes have the same name; rename one of them")
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
     elif hasattr(candidates, "__array__") and np.asarray(candidates).ndim == 2:
@@ -57,7 +59,10 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     rows = [list(row) if isinstance(row, (list, tuple, set, frozenset, np.ndarray)) else [row] for row in rows]
     if twice := [i for i, row in enumerate(rows) if len(set(row)) < len(row)]:
         raise PZSLError(f"candidates: row {listing(twice)} names a class twice; name it once (a mask must be an array)")
-    values = np.array([value for row in rows for value in row])
+    values = [value for row in rows for value in row]
+    if len({isinstance(value, str) for value in values}) > 1:
+        raise PZSLError("candidates: some classes are named by text and some by number; use one of the two")
+    values = np.array(values)
     names = np.unique(values) if names is None else names
     by_number = values.dtype.kind in "iu" and names.dtype.kind not in "iuf"   # numbers where classes have names
     place = {value: i for i, value in enumerate(range(len(names)) if by_number else names.tolist())}
@@ -75,7 +80,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         epochs: int = 14,             # passes over the images
         lr: float = 2e-3,             # highest learning rate
         weight_decay: float = 1e-2,   # of AdamW
-        batch_size: int = 256,        # images; at most an eighth of all
+        batch_size: int = 384,        # images; at most a seventh of all
         cross_entropy: float = 1.,    # weight of the loss's term (a)
         unseen: float | str = "auto", # weight of term (b); "auto": by the evidence, see below
         words: float | str = "auto",  # what frozen CLIP is worth as a witness; "auto": fitted
@@ -189,9 +194,9 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
     objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
     sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
-    batch = min(est.batch_size, len(x)/share/8)   # at least eight steps an epoch, also with few images
+    batch = min(est.batch_size, len(x)/share/7)   # some seven steps an epoch, also with few images
     lr = est.lr*getattr(objective, "rate", 1.)
-    return Trainer(model, objective, beliefs, x, t, est.epochs, lr, est.weight_decay, max(1, round(batch*share)),
+    return Trainer(model, objective, beliefs, x, t, est.epochs, lr, est.weight_decay, max(1, math.ceil(batch*share)),
                    seed, est.device, sampler, est.averaging)
 
 
@@ -222,6 +227,19 @@ def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Te
     return Choice(**{**vars(found), **fixed})
 
 # %% ../nbs/42_estimator.ipynb #42-011
+_AUTO = ("unseen", "words", "pictures", "apprentice", "dropped", "slope", "trust", "gamma")   # or a number
+
+
+def _check_numbers(est: CLIPPZSL) -> None:
+    "Complain of a setting that is neither `auto` nor a number that it can be."
+    for name in _AUTO:
+        if isinstance(value := getattr(est, name), str) and value == "auto": continue
+        top = 1 if name == "trust" else math.inf
+        if not isinstance(value, numbers.Real) or not math.isfinite(value) or name != "gamma" and not 0 <= value <= top:
+            kind = {"trust": "a number from 0 to 1", "gamma": "a number"}.get(name, "a number from 0 up")
+            raise PZSLError(f"{name}: {value!r} cannot be used; give {kind}, or 'auto'")
+
+
 def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
     "Checked image features of unit length; a table that is so already, perhaps a mapped file, is not copied."
     if isinstance(X, np.ndarray) and X.dtype == np.float32: X = torch.from_numpy(np.require(X, requirements=["C", "W"]))
@@ -234,6 +252,7 @@ def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
 
 def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
     "Unit image features, candidate sets and classes, or a complaint."
+    _check_numbers(est)
     if candidates is None:
         raise PZSLError("fit requires y to be passed, but the target y is None; give a candidate set for every row")
     if isinstance(candidates, np.ndarray) and candidates.dtype.kind == "f" and candidates.ndim == 1:

@@ -44,7 +44,7 @@ class Config:
     epochs: int = 14                 # passes over the images
     lr: float = 2e-3                 # highest learning rate
     weight_decay: float = 1e-2       # of AdamW
-    batch_size: int = 256            # images; at most an eighth of all
+    batch_size: int = 384            # images; at most a seventh of all
     cross_entropy: float = 1.        # weight of the loss's term (a)
     unseen: float | str = "auto"     # weight of term (b); auto: words, at most 1, less apprentice, at least 0, squared
     words: float | str = "auto"      # what frozen CLIP is worth as a witness to the true candidate
@@ -323,12 +323,20 @@ def run_name(
     "A folder name that tells runs apart."
     kind, _, path = config.data.rpartition(":")
     data = Path(path).stem or kind
-    rule = re.sub(r"[:,]", "-", config.candidates or "given")
+    rule = re.sub(r"[:,]", "-", config.candidates or "default")
     return re.sub(r"[^\w.=-]+", "-", f"{data}-{rule}-{config.method}-{config.seed}")
 
 
 RUN_FILES = ("config.json", "result.json", "history.csv", "beliefs.npz", "checkpoint.safetensors", "images.jsonl",
              "figures", "report.html")
+
+
+def _stored_config(values: dict[str, Any], where: str | Path) -> Config:
+    "A configuration that was read from a file."
+    try: return Config.from_dict(values)
+    except PZSLError as error:
+        raise PZSLError(f"{where}: another version of this program wrote it, or it was changed by hand ({error}); "
+                        "choose another place for the results") from error
 
 
 def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
@@ -337,7 +345,7 @@ def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
         raise PZSLError(f"{folder}: there is a file in the place of the folder; choose another folder with --out")
     there = folder.exists() and any(folder.iterdir())
     if there and resume:
-        old = Config.from_dict(read_json(folder/"config.json"))
+        old = _stored_config(read_json(folder/"config.json"), folder)
         if differs := [key for key, value in dataclasses.asdict(old).items() if value != getattr(config, key)]:
             key = differs[0]
             raise PZSLError(f"{folder}: was run with another {listing(differs)} ({key} was {getattr(old, key)!r}, now "
@@ -443,7 +451,7 @@ def read_run(
     folder = Path(folder)
     if not (folder/"config.json").exists():
         raise PZSLError(f"{folder}: is not the folder of a run; make one with `pzsl run --out {folder}`")
-    config = Config.from_dict(read_json(folder/"config.json"))
+    config = _stored_config(read_json(folder/"config.json"), folder)
     if not (folder/"result.json").exists():
         raise PZSLError(f"{folder}: this run is not finished; continue it with --resume")
     return config, read_json(folder/"result.json")
@@ -668,7 +676,8 @@ def _row_key(config: Config, note: dict[str, Any]) -> str:
 
 def _rows_by_key(path: str | Path | None) -> dict[str, dict[str, Any]]:
     "The rows of a file, to be found by configuration and notes."
-    return {_row_key(Config.from_dict(row["config"]), row["notes"]): row for row in _read_lines(path)}
+    return {_row_key(_stored_config(row["config"], f"{path}, row {number}"), row["notes"]): row
+            for number, row in enumerate(_read_lines(path), 1)}
 
 
 def read_grid(

@@ -113,20 +113,6 @@ class SemanticMining(nn.Module):
         self.among_labels = AttentionBranch(width, inner, heads) if self_attention else None
         self.to_prototypes = AttentionBranch(width, inner, heads) if cross_attention else None
 
-    def residual(
-        self,
-        label_features: Tensor,  # (C, d) unit length
-        prototypes: Tensor,      # (C_s, d) unit length
-        neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
-    ) -> Tensor:                 # (C, d)
-        "What the block adds to the label features times the root of d."
-        size = label_features.shape[1]**.5
-        tokens = mixed = label_features*size
-        if self.among_labels is not None:
-            mixed = mixed + self.among_labels(tokens, tokens if neighbours is None else neighbours*size)
-        if self.to_prototypes is not None: mixed = mixed + self.to_prototypes(mixed, prototypes*size)
-        return mixed - tokens
-
     def forward(
         self,
         label_features: Tensor,  # (C, d) unit length; any number of labels
@@ -134,6 +120,10 @@ class SemanticMining(nn.Module):
         trust: float = 1.,       # 0: the label features themselves, 1: all that was learned
         neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d) unit length, the label embeddings e
-        tokens = label_features*label_features.shape[1]**.5
+        size = label_features.shape[1]**.5
+        tokens = mixed = label_features*size
         if trust == 0: return unit_rows(tokens)
-        return unit_rows(torch.add(tokens, self.residual(label_features, prototypes, neighbours), alpha=trust))
+        if self.among_labels is not None:
+            mixed = mixed + self.among_labels(tokens, tokens if neighbours is None else neighbours*size)
+        if self.to_prototypes is not None: mixed = mixed + self.to_prototypes(mixed, prototypes*size)
+        return unit_rows(mixed if trust == 1 else tokens.lerp(mixed, trust))

@@ -55,7 +55,7 @@ class Trainer:
         epochs: int = 14,          # planned: the schedule is laid out for these
         lr: float = 2e-3,          # highest learning rate of AdamW
         weight_decay: float = 1e-2,  # of AdamW
-        batch_size: int = 256,     # images
+        batch_size: int = 384,     # images, at most: an epoch is divided evenly
         seed: int = 0,             # of the order of images
         device: str = "auto",      # "auto", "cpu", "cuda", "mps"
         sampler: Callable | None = None,  # candidates of a batch, number of the step -> labels of the step; None: all
@@ -67,7 +67,8 @@ class Trainer:
         fits = self.device.type == "cuda" and 4*x.nbytes < torch.cuda.mem_get_info(self.device)[0]
         self.x, self.label_features = x.to(self.device) if fits else x, label_features.to(self.device)
         if sampler is not None: sampler.seen = sampler.seen.to(self.device)
-        self.epochs, self.batch_size, self.epoch, self.history = epochs, batch_size, 0, []
+        self.steps = max(1, -(-len(x)//batch_size))   # of an epoch
+        self.epochs, self.epoch, self.history = epochs, 0, []
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
@@ -76,11 +77,10 @@ class Trainer:
         self.aside = self.whole.detach().clone() if averaging and parameters else None
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
-        steps = epochs*max(1, -(-len(x)//batch_size))
-        settings = {"lr": lr, "weight_decay": weight_decay, "fused": True}
+        settings, total = {"lr": lr, "weight_decay": weight_decay, "fused": True}, epochs*self.steps
         self.optimiser = torch.optim.AdamW([self.whole], **settings) if parameters else None
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, lr, total_steps=max(steps, 2), pct_start=.1 if steps > 20 else .3, cycle_momentum=False)
+            self.optimiser, lr, total_steps=max(total, 2), pct_start=.1 if total > 20 else .3, cycle_momentum=False)
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
         "The batch as the loss sees it; its beliefs are what the model says of it now, times what others say."
@@ -101,7 +101,7 @@ class Trainer:
         if not hasattr(self.loss, "opinion"): self.beliefs.update(position, local_row, scores)
         weights = self.beliefs.weights.index_select(0, position)*covered
         if correction is not None: logits = logits + correction
-        scale, epoch = self.model.logit_scale, step/max(1, -(-len(self.x)//self.batch_size))
+        scale, epoch = self.model.logit_scale, step/self.steps
         return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
                      ids, correction, self.model, epoch, self.epochs)
 
@@ -160,8 +160,8 @@ class Trainer:
         if hasattr(self.beliefs, "look"): self.beliefs.look(self.epoch)
         self.model.remember(self.x, self.beliefs.mass, self.beliefs.sets, self.label_features)
         mine = torch.zeros(len(self.x), dtype=torch.bool)
-        batches = torch.randperm(len(self.x), generator=self.generator).split(self.batch_size)
-        for k, batch in enumerate(batches, (self.epoch - 1)*len(batches)):
+        batches = torch.randperm(len(self.x), generator=self.generator).chunk(self.steps)
+        for k, batch in enumerate(batches, (self.epoch - 1)*self.steps):
             rows = batch[self.group.rank::self.group.count]
             mine[rows] = True
             for name, value in self.train_batch(rows, k, len(rows)/len(batch)).items():

@@ -16,6 +16,7 @@ from .baselines import candidate_mask, label_correction
 from .core import PZSLError, processes
 from .disambiguation import segment_softmax
 from .loss import Batch, seen_log_probabilities, weighted_cross_entropy
+from .mining import unit_rows
 
 # %% ../nbs/44_views.ipynb #44-005
 def two_views(
@@ -29,7 +30,7 @@ def two_views(
     g = torch.Generator(x.device).manual_seed(int(seed))
     def noisy(kept):
         added = noise/x.shape[1]**.5*torch.randn(x.shape, generator=g, device=x.device)
-        return F.normalize(x*kept + added, dim=1)
+        return unit_rows(x*kept + added)
     return noisy(1.), noisy(torch.rand(x.shape, generator=g, device=x.device) >= dropped)
 
 
@@ -156,10 +157,12 @@ def supervised_contrast(
     tau: float = .07,    # temperature
 ) -> Tensor:             # mean over the embeddings, in nats
     "Every embedding is to find the others of its class among all (SupCon, NeurIPS 2020, eq. 2)."
-    own = torch.eye(len(classes), dtype=torch.bool, device=classes.device)
-    log_p = (embeddings @ embeddings.T/tau).masked_fill(own, -torch.inf).log_softmax(1)
-    partner = (classes[:, None] == classes) & ~own
-    return -(log_p.masked_fill(~partner, 0.).sum(1)/partner.sum(1)).mean()
+    near = embeddings/tau
+    others = (near @ embeddings.T).fill_diagonal_(-torch.inf).logsumexp(1)
+    own = near.new_zeros(int(classes.max()) + 1, near.shape[1]).index_add(0, classes, near)   # sums of the classes
+    partners = classes.bincount().index_select(0, classes) - 1
+    along = (own.index_select(0, classes) - near).mul(embeddings).sum(1)   # cosines with all partners, over tau
+    return (others - along/partners).mean()
 
 
 class ContrastivePrototypes(PrototypeRule):

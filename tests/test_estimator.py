@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.core import PZSLError
-from pzsl_nb.estimator import CLIPPZSL
+from pzsl_nb.estimator import CLIPPZSL, as_candidates
 from pzsl_nb.evidence import _crossed
 from pzsl_nb.task import CandidateSets
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
@@ -235,6 +235,21 @@ def test_all_forms_of_candidates_train_the_same():
         est = estimator(**BY_HAND).fit(W.x.numpy(), form, W.t.numpy())   # numbers: names are 0..C-1, the rest is unseen
         assert learned(est) == expected and est.classes_.tolist() == list(range(9)) and (est.seen_ == W.seen).all()
         assert set(est.predict(W.x_test)) - set(range(6)), "unseen classes are predicted"
+
+
+@pytest.mark.parametrize("candidates, names, told", [
+    ([["cat"], [3]], None, "some classes are named by text and some by number"),
+    ([["cat"], ["dog"]], ["cat", "cat", "dog"], "two classes have the same name"),
+    ([["cat"], ["cow"]], ["cat", "dog"], "'cow' is not among the 2 classes")])
+def test_names_that_leave_a_doubt(candidates, names, told):
+    with pytest.raises(PZSLError, match=told): as_candidates(candidates, names)
+
+
+@pytest.mark.parametrize("wrong", [{"trust": "half"}, {"trust": 3.}, {"words": "some"}, {"pictures": None}, {"gamma": np.nan},
+                                   {"unseen": -1.}])
+def test_a_setting_that_is_no_number(wrong):
+    name, value = *wrong, *wrong.values()
+    with pytest.raises(PZSLError, match=f"{name}: .*cannot be used; give a number.*or 'auto'"): fit(estimator(**wrong))
 
 
 def test_fit_changes_none_of_its_input():
