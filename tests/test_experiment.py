@@ -441,6 +441,6 @@ def test_an_outcome_shows_its_table_also_without_unseen_classes():
     result = {"method": "clip-pzsl", "zero_shot": none | {"S": .5}, "metrics": none | {"S": .612, "U": math.nan}}
     outcome = Outcome(Config(data="npz:a&b.npz"), None, None, result, {})
     assert "61.2" in outcome._repr_html_() and "true label found" not in outcome._repr_html_()
-    assert repr(outcome) == "Outcome(a-b-given-clip-pzsl-0: H of frozen CLIP nan, clip-pzsl nan)"
+    assert repr(outcome) == "Outcome(a-b-default-clip-pzsl-0: H of frozen CLIP nan, clip-pzsl nan)"
     result["metrics"]["H"], result["zero_shot"]["H"] = .5, .25
     assert "width: 10em" in outcome._repr_html_() and "50.0%" in outcome._repr_html_() and "+25.0" in outcome._repr_html_()
