@@ -73,7 +73,7 @@ class AttentionBranch(nn.Module):
         key_value = self.key_value(answers).unflatten(1, (2, self.heads, self.head_width))
         query, key, value = (v.transpose(0, 1)[None] for v in (*query.unbind(1), *key_value.unbind(1)))
         mixed = F.scaled_dot_product_attention(query, key, value)   # (1, heads, C, inner/heads)
-        return self.out(mixed[0].transpose(0, 1).flatten(1))
+        return self.out(mixed.squeeze(0).transpose(0, 1).flatten(1))
 
 # %% ../nbs/30_mining.ipynb #30-023
 class _UnitRows(torch.autograd.Function):

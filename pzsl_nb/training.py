@@ -34,13 +34,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/34_training.ipynb #34-007
-def _as_one(parameters: list[nn.Parameter]) -> nn.Parameter:
-    "One parameter (P,), of which those given, and their gradients, become views."
-    whole = nn.Parameter(torch.cat([p.detach().ravel() for p in parameters]))
-    whole.grad, sizes = torch.zeros_like(whole), [p.numel() for p in parameters]
-    for p, value, grad in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes)):
-        p.data, p.grad = value.view_as(p), grad.view_as(p)
-    return whole
+def _show(parameters: list[nn.Parameter], whole: Tensor) -> None:
+    "Let the parameters be views of one vector (P,)."
+    for p, value in zip(parameters, whole.split([p.numel() for p in parameters])): p.data = value.view_as(p)
 
 
 class Trainer:
@@ -72,13 +68,14 @@ class Trainer:
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.whole = _as_one(parameters) if parameters else None   # (P,)
-        self.aside = self.whole.detach().clone() if averaging and parameters else None
+        self.parameters = parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.whole = torch.cat([p.detach().ravel() for p in parameters]) if parameters else None   # (P,)
+        self.aside = self.whole.clone() if averaging and parameters else None
+        if parameters: _show(parameters, self.whole)
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         settings, total = {"lr": lr, "weight_decay": weight_decay, "fused": True}, epochs*self.steps
-        self.optimiser = torch.optim.AdamW([self.whole], **settings) if parameters else None
+        self.optimiser = torch.optim.AdamW(parameters, **settings) if parameters else None
         self.schedule = parameters and torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, lr, total_steps=max(total, 2), pct_start=.1 if total > 20 else .3, cycle_momentum=False)
 
@@ -113,13 +110,13 @@ class Trainer:
     ) -> dict[str, Tensor]:  # the terms of the loss
         "One step: scores, beliefs, loss, gradient."
         terms = {}
-        if self.optimiser is not None: self.optimiser.zero_grad(set_to_none=False)
+        if self.optimiser is not None: self.optimiser.zero_grad()
         if len(rows):
             batch = self._batch(rows, step)
             terms = self.loss(batch)
             if terms["loss"].requires_grad: (share*terms["loss"]).backward()
         if self.optimiser is not None:
-            self._sum_gradients()
+            self._complete_gradients()
             self.optimiser.step()
             self.schedule.step()
             self._average(step)
@@ -132,17 +129,19 @@ class Trainer:
         "Move the average toward the weights (polynomial decay: late ones count more)."
         if self.aside is not None: self.aside.lerp_(self.whole, (eta + 1)/(step + 1 + eta))
 
-    @torch.no_grad()
     def _swap(self) -> None:
-        "Between epochs the model holds the average, and what the last step left is aside; within one, vice versa."
+        "Between epochs the model shows the average, and what the last step left is aside; within one, vice versa."
         if self.aside is None: return
-        last = self.whole.clone()
-        self.whole.copy_(self.aside)
-        self.aside.copy_(last)
+        self.whole, self.aside = self.aside, self.whole
+        _show(self.parameters, self.whole)
 
-    def _sum_gradients(self) -> None:
-        "Add up the gradients of all processes, in one message."
-        if self.group.count > 1: self.whole.grad.copy_(self.group.sum(self.whole.grad))
+    def _complete_gradients(self) -> None:
+        "Zeros where the loss has reached nothing; then add up the gradients of all processes, in one message."
+        for p in self.parameters: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if self.group.count > 1:
+            total = self.group.sum(torch.cat([p.grad.ravel() for p in self.parameters]))
+            parts = total.split([p.numel() for p in self.parameters])
+            for p, part in zip(self.parameters, parts): p.grad = part.view_as(p)
 
     def _exchange(self, mine: Tensor, total: dict[str, Tensor]) -> dict[str, Tensor]:
         "After an epoch: every process gets the beliefs that the others have moved, and the sums of the loss's terms."
@@ -220,7 +219,8 @@ def save_checkpoint(
              "notes": trainer.notes}
     if trainer.optimiser is not None:
         state = trainer.optimiser.state_dict()
-        tensors |= {f"optimiser.{key}": value for key, value in state["state"].get(0, {}).items()}
+        tensors |= {f"optimiser.{number}.{key}": value
+                    for number, moments in state["state"].items() for key, value in moments.items()}
         plain |= {"groups": state["param_groups"], "schedule": trainer.schedule.state_dict()}
     functions_out = lambda value: None if callable(value) else value.item()   # a schedule keeps functions; not needed
     header = {"pzsl": json.dumps(plain, default=functions_out)}
@@ -252,9 +252,10 @@ def load_checkpoint(
     weights, mine = part("model."), trainer.model.state_dict()
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
     same = same and ("aside" in tensors) == (trainer.aside is not None)
+    same = same and (not trainer.parameters or len(plain["groups"][0]["params"]) == len(trainer.parameters))
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
-        raise PZSLError(f"{path}: was written by a run with another model, other candidate sets or another number of "
-                        "epochs, or with other averaging; resume with the settings of that run")
+        raise PZSLError(f"{path}: was written by a run with another model, other candidate sets, another number of "
+                        "epochs or other averaging, or by another version; resume with what that run was made with")
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
     if trainer.aside is not None: trainer.aside.copy_(tensors["aside"])
@@ -262,6 +263,9 @@ def load_checkpoint(
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]
     if trainer.optimiser is not None:
-        state = {0: moments} if (moments := part("optimiser.")) else {}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimiser.").items():
+            number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = value
         trainer.optimiser.load_state_dict({"state": state, "param_groups": plain["groups"]})
         trainer.schedule.load_state_dict({key: value for key, value in plain["schedule"].items() if value is not None})
