@@ -26,13 +26,13 @@ def row_max(
 
 
 def purify(
-    weights: Tensor,  # (nnz,) averaged, 0 for what is removed already
+    weights: Tensor,  # (nnz,) averaged; what is removed already has 0
     rows: Tensor,     # (nnz,) int64
     n: int,           # rows
     theta: float,     # from 0 to below 1
 ) -> Tensor:          # (nnz,) bool, what stays
     "Keep candidates whose weight is at least `theta` times the largest one of their row (POP, ICML 2023, eq. 4)."
-    return (weights > 0) & (weights >= theta*row_max(weights, rows, n)[rows])
+    return weights >= theta*row_max(weights, rows, n)[rows]
 
 # %% ../nbs/45_purification.ipynb #45-009
 class Purification(Rule):

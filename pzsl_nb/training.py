@@ -51,7 +51,7 @@ class Trainer:
         epochs: int = 14,          # planned: the schedule is laid out for these
         lr: float = 2e-3,          # highest learning rate of AdamW
         weight_decay: float = 1e-2,  # of AdamW
-        batch_size: int = 384,     # images, at most: an epoch is divided evenly
+        batch_size: int = 384,     # images, at most; steps are of one size
         seed: int = 0,             # of the order of images
         device: str = "auto",      # "auto", "cpu", "cuda", "mps"
         sampler: Callable | None = None,  # candidates of a batch, number of the step -> labels of the step; None: all
@@ -65,10 +65,12 @@ class Trainer:
         if sampler is not None: sampler.seen = sampler.seen.to(self.device)
         self.steps = max(1, -(-len(x)//batch_size))   # of an epoch
         self.epochs, self.epoch, self.history = epochs, 0, []
+        self.halfway = False   # within an epoch, or left there by an error
         self.until = epochs   # where `run` stops, which may be earlier than planned
         self.notes: dict[str, Any] = {}   # plain values that go into every checkpoint
         self.generator = torch.Generator().manual_seed(seed)
-        self.parameters = parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        parameters = list(self.trained.values())
         self.whole = torch.cat([p.detach().ravel() for p in parameters]) if parameters else None   # (P,)
         self.aside = self.whole.clone() if averaging and parameters else None
         if parameters: _show(parameters, self.whole)
@@ -133,15 +135,15 @@ class Trainer:
         "Between epochs the model shows the average, and what the last step left is aside; within one, vice versa."
         if self.aside is None: return
         self.whole, self.aside = self.aside, self.whole
-        _show(self.parameters, self.whole)
+        _show(list(self.trained.values()), self.whole)
 
     def _complete_gradients(self) -> None:
         "Zeros where the loss has reached nothing; then add up the gradients of all processes, in one message."
-        for p in self.parameters: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        parameters = self.trained.values()
+        for p in parameters: p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if self.group.count > 1:
-            total = self.group.sum(torch.cat([p.grad.ravel() for p in self.parameters]))
-            parts = total.split([p.numel() for p in self.parameters])
-            for p, part in zip(self.parameters, parts): p.grad = part.view_as(p)
+            total = self.group.sum(torch.cat([p.grad.ravel() for p in parameters]))
+            for p, part in zip(parameters, total.split([p.numel() for p in parameters])): p.grad = part.view_as(p)
 
     def _exchange(self, mine: Tensor, total: dict[str, Tensor]) -> dict[str, Tensor]:
         "After an epoch: every process gets the beliefs that the others have moved, and the sums of the loss's terms."
@@ -151,9 +153,16 @@ class Trainer:
         names = sorted(total)
         return dict(zip(names, self.group.sum(torch.stack([total[name] for name in names]))))
 
+    def refuse_halfway(self) -> None:
+        "`PZSLError` where an epoch was left in the middle: beliefs have moved for some images, and weights stand apart."
+        if self.halfway:
+            raise PZSLError(f"training: epoch {self.epoch} was left in the middle, by an error or a second Ctrl-C, and "
+                            "cannot be continued; load the last checkpoint, or begin anew")
+
     def train_epoch(self) -> dict[str, float]:  # a row of the history
         "One pass over all images in random order; prototypes are taken from the beliefs first."
-        begin, total, self.epoch = time.perf_counter(), {}, self.epoch + 1
+        self.refuse_halfway()
+        begin, total, self.epoch, self.halfway = time.perf_counter(), {}, self.epoch + 1, True
         self._swap()
         self.model.train()
         if hasattr(self.beliefs, "look"): self.beliefs.look(self.epoch)
@@ -174,6 +183,7 @@ class Trainer:
             raise PZSLError(f"training: the loss is {row['loss']} in epoch {self.epoch}; lower the learning rate (lr)")
         row |= {"settled": self.beliefs.settled(), "seconds": time.perf_counter() - begin}
         self.history.append(row)
+        self.halfway = False
         return row
 
 # %% ../nbs/34_training.ipynb #34-009
@@ -207,8 +217,9 @@ def save_checkpoint(
     trainer: Trainer,
     path: str | Path,  # a .safetensors file
 ) -> None:
-    "Write everything that continuing needs."
+    "Write everything that continuing needs; `PZSLError` in the middle of an epoch."
     from safetensors.torch import save_file
+    trainer.refuse_halfway()
     tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
     if isinstance(trainer.loss, nn.Module):
         tensors |= {f"rule.{name}": value for name, value in trainer.loss.state_dict().items()}
@@ -216,11 +227,11 @@ def save_checkpoint(
     tensors |= trainer.beliefs.tensors()
     tensors |= {"random": trainer.generator.get_state(), "label_features": trainer.label_features}
     plain = {"epoch": trainer.epoch, "epochs": trainer.epochs, "history": trainer.history,
-             "notes": trainer.notes}
+             "notes": trainer.notes, "trained": list(trainer.trained)}
     if trainer.optimiser is not None:
         state = trainer.optimiser.state_dict()
-        tensors |= {f"optimiser.{number}.{key}": value
-                    for number, moments in state["state"].items() for key, value in moments.items()}
+        tensors |= {f"optimiser.{name}.{key}": value for number, name in enumerate(trainer.trained)
+                    for key, value in state["state"].get(number, {}).items()}
         plain |= {"groups": state["param_groups"], "schedule": trainer.schedule.state_dict()}
     functions_out = lambda value: None if callable(value) else value.item()   # a schedule keeps functions; not needed
     header = {"pzsl": json.dumps(plain, default=functions_out)}
@@ -252,20 +263,20 @@ def load_checkpoint(
     weights, mine = part("model."), trainer.model.state_dict()
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
     same = same and ("aside" in tensors) == (trainer.aside is not None)
-    same = same and (not trainer.parameters or len(plain["groups"][0]["params"]) == len(trainer.parameters))
+    same = same and plain.get("trained") == list(trainer.trained)
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
         raise PZSLError(f"{path}: was written by a run with another model, other candidate sets, another number of "
-                        "epochs or other averaging, or by another version; resume with what that run was made with")
+                        "epochs, other layers trained or other averaging, or by another version; resume with what "
+                        "that run was made with")
     trainer.model.load_state_dict(weights)
     if isinstance(trainer.loss, nn.Module): trainer.loss.load_state_dict(part("rule."))
     if trainer.aside is not None: trainer.aside.copy_(tensors["aside"])
     trainer.beliefs.restore(tensors)
     trainer.generator.set_state(tensors["random"])
     trainer.epoch, trainer.history, trainer.notes = plain["epoch"], plain["history"], plain["notes"]
+    trainer.halfway = False
     if trainer.optimiser is not None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimiser.").items():
-            number, key = name.split(".")
-            state.setdefault(int(number), {})[key] = value
+        moments = {number: part(f"optimiser.{name}.") for number, name in enumerate(trainer.trained)}
+        state = {number: values for number, values in moments.items() if values}   # none before the first step
         trainer.optimiser.load_state_dict({"state": state, "param_groups": plain["groups"]})
         trainer.schedule.load_state_dict({key: value for key, value in plain["schedule"].items() if value is not None})

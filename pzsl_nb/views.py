@@ -66,6 +66,7 @@ def log_complement(
     single = log_p - correction   # of the label itself, not of those that it stands for
     top = single.argmax(1, keepdim=True)
     others = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+    others = torch.logaddexp(others, (single + correction.expm1().log()).gather(1, top))   # and those it stands for
     return torch.log1p(-single.exp().scatter(1, top, 0.)).scatter(1, top, others)
 
 

@@ -163,17 +163,60 @@ def test_saving_what_was_loaded_is_the_same_file(file, tmp_path):
 def test_refuses_another_run(file, other):
     made = trainer(**other)
     before = made.beliefs.weights.clone()
-    with pytest.raises(PZSLError, match="another model, other candidate sets, another number of epochs"):
+    with pytest.raises(PZSLError, match="another model, other candidate sets, another number of epochs, other layers"):
         load_checkpoint(made, file)
     assert made.epoch == 0 and torch.equal(made.beliefs.weights, before)
 
 
 def test_refuses_another_version(file):
-    "One that kept the moments of all weights as one."
+    "One that kept the moments of all weights as one, and no names."
     tensors, plain = read_checkpoint(file)
-    plain["groups"][0]["params"] = [0]
-    save_file(tensors, file, {"pzsl": json.dumps(plain)})
-    with pytest.raises(PZSLError, match="or by another version"): load_checkpoint(trainer(), file)
+    kept = {name: value for name, value in tensors.items() if not name.startswith("optimiser.")}
+    del plain["trained"]
+    save_file(kept | {"optimiser.exp_avg": torch.zeros(3)}, file, {"pzsl": json.dumps(plain)})
+    made = trainer()
+    with pytest.raises(PZSLError, match="or by another version"): load_checkpoint(made, file)
+    assert same(made, trainer())
+
+
+@pytest.mark.parametrize("averaging", [True, False])
+def test_refuses_another_frozen_layer(tmp_path, averaging):
+    "Two layers of one size, of which one is trained."
+    def only(name):
+        torch.manual_seed(0)
+        model = CLIPPZSLModel(W.t, W.seen, 20., inner=8, heads=2)
+        for other, p in model.named_parameters(): p.requires_grad_(other == name)
+        return Trainer(model, PartialZeroShotLoss(), Beliefs(W.sets, uniform_prior(W.sets)), W.x, W.t, 3, 1e-2,
+                       device="cpu", averaging=averaging)
+    made = only("adapter.inward.weight")
+    run(made, until=2, checkpoint=tmp_path/"c.safetensors", progress=False)
+    for other in ("mining.among_labels.query.weight", "adapter.inward.bias", ""):
+        with pytest.raises(PZSLError, match="other layers trained"): load_checkpoint(only(other), tmp_path/"c.safetensors")
+    back = only("adapter.inward.weight")
+    load_checkpoint(back, tmp_path/"c.safetensors")
+    run(back, progress=False), run(made, progress=False)
+    assert same(back, made)
+
+
+@pytest.mark.parametrize("averaging", [True, False])
+def test_an_epoch_left_in_the_middle_is_not_continued(tmp_path, averaging):
+    made = trainer()
+    if not averaging: made.aside = None
+    run(made, until=1, checkpoint=tmp_path/"c.safetensors", progress=False)
+    asked, calls = made.loss, []
+    def fails(batch):
+        calls.append(batch)
+        if len(calls) == 2: raise RuntimeError("the disk is full")
+        return asked(batch)
+    made.loss = fails
+    with pytest.raises(RuntimeError, match="disk"): run(made, progress=False)
+    made.loss = asked
+    for again in (lambda: run(made, progress=False), lambda: save_checkpoint(made, tmp_path/"d.safetensors")):
+        with pytest.raises(PZSLError, match="epoch 2 was left in the middle"): again()
+    assert not (tmp_path/"d.safetensors").exists()
+    load_checkpoint(made, tmp_path/"c.safetensors")
+    run(made, progress=False)
+    if averaging: assert same(made, train()) and len(made.history) == 3
 
 
 def test_what_is_no_checkpoint(file, tmp_path):
