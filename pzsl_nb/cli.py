@@ -9,7 +9,7 @@ __all__ = ['app', 'Data', 'Candidates', 'Method', 'Seed', 'Device', 'Encoder', '
            'report', 'pretrain']
 
 # %% ../nbs/60_cli.ipynb #60-003
-import contextlib, csv, os, shlex, sys, warnings
+import contextlib, csv, os, re, shlex, sys, warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TYPE_CHECKING
@@ -565,13 +565,16 @@ def ablate(
           f"{out/'rows.jsonl'}, {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061
-def _prepare_comparison(out: Path, force: bool) -> None:
-    "Refuse a folder that is not to be touched; begin anew with `force`."
+def _check_comparison(out: Path) -> None:
+    "Refuse a folder that is not to be touched."
+    if out.exists() and not out.is_dir():
+        raise PZSLError(f"{out}: there is a file in the place of the folder; choose another with --out")
     tables = (f"table.{ending}" for ending in ("txt", "md", "csv", "tex", "html"))
-    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", "report.html", *tables}
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - ours):
-        raise PZSLError(f"{out}: is not the folder of a comparison, or holds other files; choose another with --out")
-    for name in ours - {"figures"} if force else (): (out/name).unlink(missing_ok=True)   # figures are drawn over
+    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", "report.html", ".lock", *tables}
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    left_by_a_kill = {name for name in there if re.sub(r"^\.(.+)\.[0-9a-f]{12}(\.\w+)$", r"\1\2", name) in ours}
+    if other := sorted(there - ours - left_by_a_kill):
+        raise PZSLError(f"{out}: holds {listing(other)}, which no comparison writes; choose another folder with --out")
 
 
 def _tell_comparison(rows: Sequence[dict[str, Any]], failed: Sequence["Config"], out: Path) -> None:
@@ -579,7 +582,7 @@ def _tell_comparison(rows: Sequence[dict[str, Any]], failed: Sequence["Config"],
     from pzsl_nb.compare import overall_text, report
     from pzsl_nb.experiment import run_name
     if rows:
-        notes = report(rows, out)
+        notes = report(rows, out, failed)
         shown = overall_text(rows).reset_index()
         print("\n" + _columns([[*shown.columns], *shown.values.tolist()]))
         for note in notes: _one_line("note", note)
@@ -601,7 +604,7 @@ def compare(
     candidates: Annotated[Optional[list[str]], Option("--candidates", metavar="RULE:ARGS", help=
         "Rules by which candidate sets are drawn, as often as you like; 'given' stands for the sets that data bring. "
         "Without it: those sets, else uniform:0.3.")] = None,
-    methods: Annotated[Optional[str], Option("--methods", metavar="NAMES", help=
+    methods: Annotated[Optional[list[str]], Option("--methods", metavar="NAMES", help=
         "Separated by commas, or all. supervised sees the truth: a bound that is shown and not ranked.")] = None,
     seeds: Annotated[Optional[int], Option("--seeds", min=1, help=
         "Repetitions, 0 to SEEDS-1; of data with folds (pll) each is also a fold. Without it: 5.")] = None,
@@ -628,8 +631,9 @@ def compare(
     from pzsl_nb.comparison import Comparison, run_comparison
     comparison = Comparison.read(file, data=data, candidates=candidates, methods=methods, seeds=seeds, set=settings)
     pick_device(device)
-    _prepare_comparison(out, force)
-    rows, failed = run_comparison(comparison, out, device=device, jobs=jobs, cache_dir=_cache_dir("", cache))
+    _check_comparison(out)
+    rows, failed = run_comparison(comparison, out, anew=force, device=device, jobs=jobs,
+                                  cache_dir=_cache_dir("", cache))
     _tell_comparison(rows, failed, out)
 
 # %% ../nbs/60_cli.ipynb #60-065

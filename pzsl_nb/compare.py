@@ -165,6 +165,8 @@ def overall_text(
 ) -> pd.DataFrame:            # texts, index method
     "The table over all settings as it is shown, sorted by mean rank of H."
     table, area = compare_table(rows), rank_table(paired_values(runs_table(rows), "ausuc")).mean()
+    whole = table["settings"] == table["settings"].max()
+    table[["mean", "half"]] = table[["mean", "half"]].where(whole)   # no mean over some settings beside those over all
     shown = pd.DataFrame({
         "rank H": table["rank"].map(_number), "rank AUSUC": area.reindex(table.index).map(_number),
         "H": [_with_half(*pair) for pair in zip(table["mean"], table["half"])],
@@ -174,6 +176,7 @@ def overall_text(
         "p (settings)": table["rival_p_settings"].map(_p_text),
         "p (all runs)": table["rival_p_pairs"].map(_p_text),
         "seconds": table["seconds"].map(_number), "MB": table["memory"].map(lambda value: _number(value, "{:.0f}"))})
+    if table["n"].nunique() > 1: shown.insert(0, "runs", [f"{n} of {table['n'].max()}" for n in table["n"]])
     shown.index = [_shown(name) for name in table.index]
     return shown.rename_axis("method")
 
@@ -202,12 +205,14 @@ def setting_tables(
 
 # %% ../nbs/52_compare.ipynb #52-027
 _NOTES = ("In percent. Methods are sorted by their mean rank in H over the settings (data x rule); where there are "
-          "no unseen classes, S stands for H. ±: 95 % t-interval over seeds. Differences are paired, run by run. "
+          "no unseen classes, S stands for H. Ranks are over the settings that all ranked methods have, and a method "
+          "that lacks a setting has no mean. ±: 95 % t-interval over seeds. Differences are paired, run by run. "
           "Below it: share of the settings in which the mean lies below frozen CLIP. Best other: the runner-up for "
           "the winner, the winner for the others. p (settings): Wilcoxon signed-rank test on the means of the "
-          "settings, from six settings on. p (all runs): paired t-test over settings x seeds; it speaks of these "
-          "settings only. Clean labels see the truth and are not ranked. Seconds: median of the runs; MB: largest peak "
-          "of a run.")
+          "settings, from six settings on, as if settings were independent; rules on one data set are not. p (all "
+          "runs): paired t-test over settings x seeds, all differences one sample; it speaks of these settings only. "
+          "No p is corrected for the number of methods. Clean labels see the truth and are not ranked. Seconds: median "
+          "of the runs; MB: largest peak of a run.")
 _HTML = """<!doctype html><html lang="en"><meta charset="utf-8"><title>pzsl compare</title>
 <meta name="viewport" content="width=device-width"><style>
 :root { color-scheme: light dark; --line: light-dark(#ddd, #444); --over: light-dark(#f3f7fb, #22303c) }
@@ -225,23 +230,42 @@ def _markdown(shown: pd.DataFrame, form: str) -> str:
     return shown.to_markdown(tablefmt=form, disable_numparse=True, colalign=["left", *["right"]*len(shown.columns)])
 
 
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        "<": "$<$", ">": "$>$", **{sign: "\\" + sign for sign in "&%$#_{}"}}
+
+
+def _latex(shown: pd.DataFrame, title: str) -> str:
+    "A table for LaTeX, with every sign that means something there escaped."
+    escape = lambda text: "".join(_TEX.get(sign, sign) for sign in str(text))
+    return shown.map(escape).rename(columns=escape).to_latex(index=False, caption=escape(title),
+                                                             column_format="l" + "r"*(len(shown.columns) - 1))
+
+
+def _missing(rows: Sequence[Mapping], missing: Sequence[Any]) -> str:
+    "How many runs of which methods are not there."
+    counts = pd.Series([config.method for config in missing]).value_counts()
+    which = ", ".join(f"{_shown(method)} {count}" for method, count in counts.items())
+    return f"{len(missing)} of {len(rows) + len(missing)} runs are missing ({which}). " if len(missing) else ""
+
+
 def write_tables(
     rows: Sequence[Mapping],  # of `results.jsonl`
     folder: str | Path,       # gets table.txt, .md, .csv, .tex and .html
+    missing: Sequence[Any] = (),  # configurations of runs that failed or are still to come
 ) -> list[Path]:
     "The same tables in five forms."
-    count = runs_table(rows)[_SETTING].drop_duplicates().shape[0]
+    count, notes = runs_table(rows)[_SETTING].drop_duplicates().shape[0], _missing(rows, missing) + _NOTES
     pages = [(f"Over {count} setting(s), data x rule", overall_text(rows)), *setting_tables(rows)]
-    web = (f"<h2>{html.escape(title)}</h2><div>{shown.reset_index().to_html(index=False, border=0)}</div>"
-           for title, shown in pages)
-    tex = (shown.reset_index().to_latex(index=False, escape=True, caption=re.sub(r"([_&%#$])", r"\\\1", title),
-                                        column_format="l" + "r"*len(shown.columns)) for title, shown in pages)
+    whole = [(title, shown.reset_index().rename_axis(columns=None)) for title, shown in pages]
+    web = (f"<h2>{html.escape(title)}</h2><div>{shown.to_html(index=False, border=0)}</div>" for title, shown in whole)
+    tex = [textwrap.fill(rf"Needs \usepackage{{booktabs}}. {notes}", 118, initial_indent="% ", subsequent_indent="% "),
+           *(_latex(shown, title) for title, shown in whole)]
     plain = (f"{title}\n\n{_markdown(shown, 'simple')}" for title, shown in pages)
     marked = (f"## {title}\n\n{_markdown(shown, 'github')}" for title, shown in pages)
-    forms = {"txt": "\n\n".join([*plain, textwrap.fill(_NOTES, 118)]) + "\n",
-             "md": "\n\n".join([*marked, _NOTES]) + "\n",
+    forms = {"txt": "\n\n".join([*plain, textwrap.fill(notes, 118)]) + "\n",
+             "md": "\n\n".join([*marked, notes]) + "\n",
              "csv": long_table(rows).to_csv(index=False), "tex": "\n".join(tex),
-             "html": "\n".join([f"{_HTML}<p>{_NOTES}</p>", *web, "</body></html>\n"])}
+             "html": "\n".join([f"{_HTML}<p>{html.escape(notes)}</p>", *web, "</body></html>\n"])}
     for ending, text in forms.items():
         with atomic_path(Path(folder)/f"table.{ending}") as temporary: temporary.write_text(text, encoding="utf-8")
     return [Path(folder)/f"table.{ending}" for ending in forms]
@@ -289,7 +313,7 @@ def critical_difference(
     count, k = ranks.shape
     if count < 3 or k < 3:
         raise PZSLError(f"critical_difference: {count} settings and {k} methods; three of each are the least")
-    p = stats.friedmanchisquare(*ranks.to_numpy().T).pvalue
+    with np.errstate(invalid="ignore"): p = stats.friedmanchisquare(*ranks.to_numpy().T).pvalue   # NaN if all ranks tie
     return float(p), float(stats.studentized_range.ppf(1 - level, k, np.inf)/np.sqrt(2)*np.sqrt(k*(k + 1)/(6*count)))
 
 # %% ../nbs/52_compare.ipynb #52-035
@@ -379,10 +403,13 @@ def plot_curves(
 def report(
     rows: Sequence[Mapping],  # of `results.jsonl`
     folder: str | Path,       # gets tables, and figures/
+    missing: Sequence[Any] = (),  # configurations of runs that failed or are still to come
 ) -> list[str]:               # notes on what could not be drawn
-    "Tables and figures, as far as there are rows for them."
+    "Tables and figures, as far as there are rows for them; figures of an earlier report go."
     folder, runs, notes = Path(folder), runs_table(rows), []
-    write_tables(rows, folder)
+    write_tables(rows, folder, missing)
+    for path in (folder/"figures").glob("*"):
+        if re.fullmatch(r"\.?(ranks|levels_|curves_).*\.(png|pdf)", path.name): path.unlink()
     def draw(name: str, plot: Callable, *args) -> None: _save(plot(*args)[0].figure, folder/"figures"/name)
     ranked = [key for key in ("H", "ausuc") if min(rank_table(paired_values(runs, key)).shape) >= 3]
     if ranked: draw("ranks", plot_ranks, rows, ranked)

@@ -6,13 +6,14 @@
 __all__ = ['Comparison', 'comparison_configs', 'default_jobs', 'run_comparison']
 
 # %% ../nbs/55_comparison.ipynb #55-003
-import difflib, os
-from collections.abc import Iterable, Mapping
+import contextlib, difflib, hashlib, os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from .methods import METHODS, method_settings
 from .candidates import parse_rule
@@ -36,11 +37,14 @@ class Comparison:
             object.__setattr__(self, name, _words(name, getattr(self, name)))
         if isinstance(self.seeds, bool) or not isinstance(self.seeds, int) or self.seeds < 1:
             raise PZSLError(f"comparison: seeds is {self.seeds!r}; it must be a whole number from 1 on")
-        if self.methods == ("all",): object.__setattr__(self, "methods", tuple(METHODS))
+        for name, example in {"data": "shapes", "methods": "all"}.items():
+            if not getattr(self, name): raise PZSLError(f"comparison: {name} is empty; write for example {example}")
+        if "all" in self.methods: object.__setattr__(self, "methods", tuple(METHODS))
         for method in self.methods: _nearest("method", method, METHODS)
-        for rule in self.candidates:
-            if rule != "given": parse_rule(rule)
-        for spec in self.data: parse_source(spec)
+        object.__setattr__(self, "candidates", tuple(dict.fromkeys(map(_rule_text, self.candidates))))
+        places = {(kind, os.path.realpath(path)): spec for spec in reversed(self.data)
+                  for kind, path in [parse_source(spec)]}
+        object.__setattr__(self, "data", tuple(spec for spec in self.data if spec in places.values()))   # each once
         Config().with_settings(self.set)
         varied = ("data", "candidates", "method", "seed", "fold")
         if taken := [text for text in self.set if text.partition("=")[0].strip() in varied]:
@@ -81,10 +85,18 @@ def _words(name: str, given: Any) -> tuple[str, ...]:
     "A list of texts; one text is a list of one, and settings may be a mapping."
     if given is None: return ()
     if isinstance(given, Mapping): given = [f"{key}={_yaml_text(value)}" for key, value in given.items()]
-    if isinstance(given, str): given = given.split(",") if name == "methods" else [given]
+    if isinstance(given, str): given = [given]
     if not isinstance(given, Iterable) or not all(isinstance(word, str) for word in given):
         raise PZSLError(f"comparison: {name} is {given!r}; give a list of texts")
+    if name == "methods": given = [part for word in given for part in word.split(",")]
     return tuple(dict.fromkeys(word.strip() for word in given))
+
+
+def _rule_text(text: str) -> str:
+    "A rule in its one spelling, so that uniform:.6 and uniform:0.60 are the same."
+    if text == "given": return text
+    rule = parse_rule(text)
+    return str(rule) if parse_rule(str(rule)) == rule else text   # which shows six digits
 
 
 def _yaml_text(value: Any) -> str:
@@ -150,10 +162,37 @@ def default_jobs(
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _contents(comparison: Comparison) -> dict[str, dict[str, str]]:
+    "What tells the rows of data that are one file: the hash of what it holds."
+    paths = {spec: Path(parse_source(spec)[1]) for spec in comparison.data}
+    def digest(path):
+        found = hashlib.sha256()
+        with open(path, "rb") as file:
+            while part := file.read(2**20): found.update(part)
+        return {"sha256": found.hexdigest()}
+    return {spec: digest(path) if path.is_file() else {} for spec, path in paths.items()}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    "Nobody else runs a comparison in this folder."
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PZSLError(f"{folder}: the folder cannot be made ({error.strerror}); choose another one") from error
+    try: lock = FileLock(folder/".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise PZSLError(f"{folder}: another process is comparing in this folder; wait until it has ended, or choose "
+                        "another folder") from error
+    except OSError as error:
+        raise PZSLError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
+    with lock: yield
+
+
 def run_comparison(
     comparison: Comparison,
     folder: str | Path,           # of results.jsonl, errors.jsonl and compare.yaml
     *,
+    anew: bool = False,           # forget the rows that are there, once it is clear that there is something to run
     device: str = "auto",         # "auto", "cpu", "cuda", "mps"
     jobs: int | None = None,      # runs at a time; None: `default_jobs`
     cache_dir: str | Path | None = None,  # where features of pictures are kept
@@ -164,11 +203,18 @@ def run_comparison(
     configs = comparison_configs(comparison, _sources(comparison, cache_dir, device))
     if not configs: raise PZSLError("comparison: no rule applies to these data; `given` needs data with candidate "
                                     "sets, any other rule data with known labels")
-    comparison.write(folder/"compare.yaml")
-    (folder/"errors.jsonl").unlink(missing_ok=True)   # what failed is tried again
-    try: rows = run_grid(configs, folder/"results.jsonl", device=device, jobs=jobs or default_jobs(device),
-                         errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
-    except KeyboardInterrupt:   # an early look
-        if rows := [row for row in read_grid(configs, folder/"results.jsonl") if row]: report(rows, folder)
-        raise
+    contents = _contents(comparison)
+    notes, jobs = [contents[config.data] for config in configs], jobs or default_jobs(device)
+    with _alone(folder):
+        old = [*folder.glob("table.*"), folder/"results.jsonl", folder/"report.html"] if anew else []
+        for path in [*old, folder/"errors.jsonl", *folder.glob(".*.*.*")]:   # the last ones were left by a kill
+            path.unlink(missing_ok=True)
+        comparison.write(folder/"compare.yaml")
+        try: rows = run_grid(configs, folder/"results.jsonl", notes=notes, device=device, jobs=jobs,
+                             errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
+        except KeyboardInterrupt:   # an early look
+            rows = read_grid(configs, folder/"results.jsonl", notes)
+            failed = [config for config, row in zip(configs, rows) if not row]
+            if found := [row for row in rows if row]: report(found, folder, failed)
+            raise
     return [row for row in rows if row], [config for config, row in zip(configs, rows) if not row]

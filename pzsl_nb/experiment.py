@@ -582,7 +582,8 @@ def _mend(path: Path) -> None:
     begin = content.rfind(b"\n") + 1
     try: json.loads(content[begin:])
     except ValueError: os.truncate(path, begin)
-    else: path.write_bytes(content + b"\n")
+    else:
+        with open(path, "ab") as file: file.write(b"\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -683,10 +684,11 @@ def _rows_by_key(path: str | Path | None) -> dict[str, dict[str, Any]]:
 def read_grid(
     configs: Sequence[Config],
     path: str | Path,                  # .jsonl that `run_grid` wrote
+    notes: Sequence[dict[str, Any]] | None = None,  # as it was given there
 ) -> list[dict[str, Any] | None]:      # one row a configuration, in their order; None where it is not there yet
     "The rows that a grid has by now."
     rows = _rows_by_key(path)
-    return [rows.get(_row_key(config, {})) for config in configs]
+    return [rows.get(_row_key(config, note)) for config, note in zip(configs, notes or [{}]*len(configs))]
 
 # %% ../nbs/50_experiment.ipynb #50-036
 def run_grid(

@@ -19,7 +19,8 @@ def seen_log_probabilities(
     seen: Tensor,    # (C,) bool
 ) -> Tensor:         # (b, C) log p, -inf for unseen classes
     "Log-softmax over the seen labels."
-    return (logits + torch.where(seen, 0., -torch.inf).to(logits)).log_softmax(1)   # unlike masked_fill, free on the way back
+    kept = torch.where(seen, 0., -torch.inf).to(logits)   # added, and not filled in: nothing to do on the way back
+    return (logits + kept).log_softmax(1)
 
 
 def at_candidates(

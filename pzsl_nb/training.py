@@ -154,7 +154,7 @@ class Trainer:
         return dict(zip(names, self.group.sum(torch.stack([total[name] for name in names]))))
 
     def refuse_halfway(self) -> None:
-        "`PZSLError` where an epoch was left in the middle: beliefs have moved for some images, and weights stand apart."
+        "`PZSLError` where an epoch was left in the middle: some beliefs have moved, and the average is aside."
         if self.halfway:
             raise PZSLError(f"training: epoch {self.epoch} was left in the middle, by an error or a second Ctrl-C, and "
                             "cannot be continued; load the last checkpoint, or begin anew")

@@ -16,7 +16,7 @@ import yaml
 from scipy import stats
 
 from pzsl_nb import comparison, experiment
-from pzsl_nb.compare import compare_table, long_table, report, runs_table
+from pzsl_nb.compare import compare_table, long_table, report, runs_table, setting_tables
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, read_grid, run_grid
@@ -52,6 +52,9 @@ def pzsl(folder, *words):
 def lines(path): return path.read_text().splitlines() if path.exists() else []
 
 
+def read_rows(out): return [json.loads(line) for line in lines(out/"results.jsonl")]
+
+
 def wait_for(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
@@ -80,13 +83,13 @@ def done(folder):
 def test_a_kill_neither_repeats_nor_loses_a_row(done):
     out, before, _ = done
     assert (out/"results.jsonl").read_bytes().startswith(before)
-    rows = [json.loads(line) for line in lines(out/"results.jsonl")]
+    rows = read_rows(out)
     assert sorted(map(asked, rows)) == sorted((rule, method, seed) for rule in RULES for method in METHODS for seed in (0, 1))
     assert not (out/"errors.jsonl").exists()
 
 
 def test_a_row_tells_how_it_was_made(done):
-    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    rows = read_rows(done[0])
     for row in rows:
         assert row["versions"]["threads"] == 1 and row["versions"]["device"] == "cpu" and row["versions"]["torch"]
         assert Config.from_dict(row["config"]).plain() == row["config"] and row["peak_memory_mb"] > 50
@@ -108,6 +111,51 @@ def test_what_is_there_is_not_run_but_drawn(done, folder):
     assert not (out/"figures"/"ranks.png").exists() and "three settings" in err   # two settings are no ranking
 
 
+def test_a_kill_while_a_file_is_written_does_not_lock_the_folder(done, folder):
+    out = done[0]
+    for name in (".compare.4aec00000000.yaml", ".table.0123456789ab.txt"): (out/name).write_text("half")
+    content = (out/"results.jsonl").read_bytes()
+    code, _, err = pzsl(folder, *WORDS, "--out", "out")
+    assert code == 0 and (out/"results.jsonl").read_bytes() == content, err
+    assert [path.name for path in out.glob(".*")] == [".lock"]
+    (out/"thesis.tex").touch()
+    code, _, err = pzsl(folder, *WORDS, "--out", "out", "--force")
+    (out/"thesis.tex").unlink()
+    assert code == 1 and "holds thesis.tex" in err and (out/"results.jsonl").read_bytes() == content
+
+
+def test_a_command_that_cannot_work_forces_nothing_away(done, folder):
+    out, content = done[0], (done[0]/"results.jsonl").read_bytes()
+    for words in (["--data", "nowhere.npz"], ["--data", "npz:birds.npz", "--candidates", "given"]):
+        assert pzsl(folder, *words, "--out", "out", "--force", "--device", "cpu")[0] == 1
+        assert (out/"results.jsonl").read_bytes() == content and (out/"table.txt").exists()
+
+
+def test_two_commands_in_one_folder(done, folder):
+    with comparison._alone(done[0]):
+        code, _, err = pzsl(folder, *WORDS, "--out", "out")
+    assert code == 1 and "another process is comparing" in err and err.count("\n") == 1
+
+
+def test_data_that_are_replaced_get_new_rows(folder, tmp_path):
+    words = ["--data", "birds.npz", "--methods", "zero-shot", "--methods", "cc", "--candidates", "uniform:.3", "--candidates",
+             "uniform:0.30", "--seeds", "1", *WORDS[WORDS.index("--set"):], "--out", "out"]
+    (tmp_path/"birds.npz").write_bytes((folder/"birds.npz").read_bytes())
+    assert pzsl(tmp_path, *words)[0] == 0
+    first = lines(tmp_path/"out"/"results.jsonl")
+    assert len(first) == 2   # one rule in two spellings, two methods by two options
+    world = World(seed=5)
+    np.savez(tmp_path/"birds.npz", X_train=world.x, y_train=world.y, X_test=world.x_test, y_test=world.y_test, text=world.t,
+             unseen=~world.seen.numpy(), names=[f"bird {c}" for c in range(len(world.t))], logit_scale=20.)
+    code, text, err = pzsl(tmp_path, *words)
+    assert code == 0, err
+    then = lines(tmp_path/"out"/"results.jsonl")
+    assert then[:2] == first and len(then) == 4
+    value = 100*json.loads(then[2])["zero_shot"]["H"]
+    assert json.loads(then[0])["zero_shot"]["H"] != json.loads(then[2])["zero_shot"]["H"] and f"{value:.1f}" in text
+    assert pzsl(tmp_path, *words)[0] == 0 and lines(tmp_path/"out"/"results.jsonl") == then
+
+
 def test_tables_parse(done):
     out = done[0]
     names = {"cc", "proden", "frozen CLIP", "clean labels (bound)"}
@@ -117,14 +165,17 @@ def test_tables_parse(done):
     class Cells(HTMLParser):
         def __init__(self):
             super().__init__()
-            self.open, self.texts = [], []
+            self.open, self.texts, self.heads = [], [], []
         def handle_starttag(self, tag, _): self.open += [tag] if tag not in ("meta", "br") else []
         def handle_endtag(self, tag): assert self.open.pop() == tag
-        def handle_data(self, text): self.texts += [text] if self.open[-1:] == ["td"] else []
+        def handle_data(self, text):
+            self.texts += [text] if self.open[-1:] == ["td"] else []
+            self.heads += [text] if self.open[-1:] == ["th"] else []
     cells = Cells()
     cells.feed((out/"table.html").read_text())
     cells.close()
     assert cells.open == [] and names < set(cells.texts)
+    assert cells.heads.count("method") == len(list(setting_tables(read_rows(out)))) + 1 and "rule" not in cells.heads
     tex = (out/"table.tex").read_text()
     bodies = tex.split(r"\midrule")[1:]
     head = tex.split(r"\toprule")[1].split(r"\\")[0]
@@ -136,7 +187,7 @@ def test_tables_parse(done):
 
 
 def test_numbers_of_the_tables(done):
-    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    rows = read_rows(done[0])
     h = {asked(row): row["metrics"]["H"] for row in rows}
     for line in long_table(rows).query("measure == 'H'").to_dict("records"):
         a, b = ([h[line["rule"], method, seed] for seed in (0, 1)] for method in (line["method"], "zero-shot"))
@@ -160,7 +211,7 @@ def test_jobs_do_not_change_a_number(done, folder, monkeypatch):
     "One at a time in processes that are new interpreters, as on systems that cannot fork."
     monkeypatch.chdir(folder)
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
-    rows = [json.loads(line) for line in lines(done[0]/"results.jsonl")]
+    rows = read_rows(done[0])
     row = next(row for row in rows if row["config"]["method"] == "cc")
     again, = run_grid([Config.from_dict(row["config"])], jobs=1, device="cpu", progress=False)
     assert again["metrics"] == row["metrics"] and again["curve"] == row["curve"]
@@ -248,12 +299,13 @@ class Killed:
 @pytest.mark.parametrize("words, told", [
     (["--methods", "cc,prodenn"], ["prodenn", "proden"]), (["--candidates", "unifrm:0.3"], ["unifrm", "uniform"]),
     (["--data", "npz:nowhere.npz"], ["nowhere.npz"]), (["--set", "epoch=3"], ["epoch", "epochs"]),
-    (["--set", "seed=3"], ["seed=3"]), (["nothing.yaml"], ["nothing.yaml"]), (["typo.yaml"], ["typo.yaml", "method", "methods"]),
+    (["--set", "seed=3"], ["seed=3"]), (["empty.yaml"], ["methods is empty"]), (["nothing.yaml"], ["nothing.yaml"]), (["typo.yaml"], ["typo.yaml", "method", "methods"]),
     (["--data", "npz:birds.npz", "--candidates", "given"], ["given"]), (["--out", "."], ["--out"])])
 def test_what_cannot_be_compared_is_one_line(folder, words, told, monkeypatch, capsys):
     from pzsl_nb.cli import main
     monkeypatch.chdir(folder)
     (folder/"typo.yaml").write_text("method: cc\n")
+    (folder/"empty.yaml").write_text("methods: []\n")
     assert main(["compare", "--out", "never", "--device", "cpu", *words]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and all(word in err for word in told), err
@@ -286,7 +338,10 @@ def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_pat
     assert np.isnan(table.loc["eszsl", "rank"]) and set(table["rival"]) == {"proden", "cc"} and table.loc["cc", "settings"] == 3
     assert compare_table(rows, "ausuc").loc["cc", "settings"] == 2
     report(rows, tmp_path)
-    assert "lost: S (no unseen classes)" in (tmp_path/"table.txt").read_text() and (tmp_path/"figures"/"ranks.pdf").exists()
+    text = (tmp_path/"table.txt").read_text()
+    assert "lost: S (no unseen classes)" in text and (tmp_path/"figures"/"ranks.pdf").exists()
+    cells = {line.split()[0]: line for line in text.splitlines()[4:8]}   # the mean of one setting is no mean over three
+    assert "9 of 9" in cells["cc"] and "51.0" in cells["cc"] and "3 of 9" in cells["eszsl"] and "91.0" not in cells["eszsl"]
 
 
 def test_a_method_that_failed_with_some_rules(tmp_path):
@@ -296,8 +351,17 @@ def test_a_method_that_failed_with_some_rules(tmp_path):
                 "zero_shot": dict.fromkeys(part, .4), "seconds": 1., "peak_memory_mb": 2.}
     rules = {"cc": ("uniform:0.1", "uniform:0.5", "similar:0.3"), "pop": ("similar:0.3",), "rc": ("uniform:0.1", "uniform:0.5")}
     rows = [row(method, rule, seed, .5 + .01*seed) for method, mine in rules.items() for rule in mine for seed in range(2)]
-    report(rows, tmp_path)
+    report(rows, tmp_path, [Config(method="pop")]*4)
     assert (tmp_path/"figures"/"levels_H.pdf").exists()
+    for ending in ("txt", "md", "tex", "html"):
+        assert "4 of 16 runs are missing (pop 4)" in " ".join((tmp_path/f"table.{ending}").read_text().replace("%", "").split())
+    report([row("cc", "uniform:0.1", 0, .5)], tmp_path)   # figures of other rows do not stay
+    assert not any((tmp_path/"figures").iterdir())
+    strange = [row("cc", "uniform:0.1", 0, .5)]
+    strange[0]["config"]["data"] = "my_data 50%^~{x}#1&$.npz"
+    report(strange, tmp_path)
+    caption = r"\caption{my\_data 50\%\textasciicircum{}\textasciitilde{}\{x\}\#1\&\$: H}"
+    assert caption in (tmp_path/"table.tex").read_text()
     apart = [row(method, rule, seed, value) for seed in range(2) for method, rule, value in (
         ("cc", "uniform:0.1", .5), ("rc", "uniform:0.5", .6), ("pop", "uniform:0.1", .7), ("pop", "uniform:0.5", .7))]
     table = compare_table(apart)   # no setting is shared by all, so there are no ranks, and nobody is a rival by chance

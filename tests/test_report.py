@@ -131,7 +131,7 @@ def test_several_runs_and_a_comparison(place, tmp_path, visit):
     assert "Over all settings" in text and text.count("<section") == 2
     assert visit(tmp_path/"r.html").title() == "2 runs"
     write_report([tmp_path/"grid"])
-    cli._prepare_comparison(tmp_path/"grid", False)   # a report in its folder does not stop a comparison from going on
+    cli._check_comparison(tmp_path/"grid")   # a report in its folder does not stop a comparison from going on
 
 
 @pytest.mark.parametrize("window", [{}, {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}])
