@@ -625,7 +625,7 @@ def compare(
 
     Writes results.jsonl (a line a run), table.txt, .md, .csv, .tex, .html, and figures/. Ctrl-C writes tables of what
     is there; the same command goes on where it stopped, whatever stopped it, and only draws again where nothing is
-    missing. A run that fails does not stop the others: it is told at the end and in errors.jsonl, and the exit code
+    missing. Rows of a data file that was replaced since are left out. A run that fails does not stop the others: it is told at the end and in errors.jsonl, and the exit code
     is 1.
     """
     from pzsl_nb.comparison import Comparison, run_comparison

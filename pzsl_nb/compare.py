@@ -73,7 +73,7 @@ def _p_value(test: Callable, differences: np.ndarray, least: int = 2) -> float:
     "The p of a test of differences against 0; 1 where all are 0, NaN where the test has too little to go by."
     if len(differences) < least: return np.nan
     if not differences.any(): return 1.
-    if test is stats.ttest_1samp and np.ptp(differences) == 0: return np.nan
+    if test is stats.ttest_1samp and np.ptp(differences) < 1e-12: return np.nan
     return float(test(differences, 0).pvalue if test is stats.ttest_1samp else test(differences).pvalue)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'comparison_configs', 'default_jobs', 'run_comparison']
 
 # %% ../nbs/55_comparison.ipynb #55-003
-import contextlib, difflib, hashlib, os
+import contextlib, difflib, hashlib, os, warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +19,7 @@ from .methods import METHODS, method_settings
 from .candidates import parse_rule
 from .compare import report
 from .core import PZSLError, atomic_path, listing, pick_device
-from .experiment import Config, read_grid, reading, run_grid
+from .experiment import Config, read_grid, reading, rows_of_others, run_grid
 from .sources import DEFAULT_RULE, open_task, parse_source
 
 # %% ../nbs/55_comparison.ipynb #55-006
@@ -210,6 +210,9 @@ def run_comparison(
         for path in [*old, folder/"errors.jsonl", *folder.glob(".*.*.*")]:   # the last ones were left by a kill
             path.unlink(missing_ok=True)
         comparison.write(folder/"compare.yaml")
+        if others := rows_of_others(configs, folder/"results.jsonl", notes):
+            warnings.warn(f"{folder/'results.jsonl'} holds {others} rows of the same runs on data files that have changed, "
+                          "or of an older version; they are left out, and the runs are done again", stacklevel=2)
         try: rows = run_grid(configs, folder/"results.jsonl", notes=notes, device=device, jobs=jobs,
                              errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
         except KeyboardInterrupt:   # an early look

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RUN_FILES', 'LABEL_COLUMNS', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'made_with', 'Outcome', 'fit_task',
            'measure', 'run_name', 'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_coverage',
-           'read_trajectories', 'read_images', 'cleaned_labels', 'evidence_text', 'results_table', 'read_grid',
-           'run_grid', 'run_ablation']
+           'read_trajectories', 'read_images', 'cleaned_labels', 'evidence_text', 'results_table', 'rows_of_others',
+           'read_grid', 'run_grid', 'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-002
 import contextlib, csv, dataclasses, difflib, gc, json, math, multiprocessing, os, platform, re, shutil, signal, sys
@@ -679,6 +679,17 @@ def _rows_by_key(path: str | Path | None) -> dict[str, dict[str, Any]]:
     "The rows of a file, to be found by configuration and notes."
     return {_row_key(_stored_config(row["config"], f"{path}, row {number}"), row["notes"]): row
             for number, row in enumerate(_read_lines(path), 1)}
+
+
+def rows_of_others(
+    configs: Sequence[Config],
+    path: str | Path,                  # .jsonl that `run_grid` wrote
+    notes: Sequence[dict[str, Any]],   # as it is to be given there
+) -> int:                              # rows
+    "How many rows have one of the configurations and another note, so that they are not read."
+    wanted = {_row_key(config, {}): note for config, note in zip(configs, notes)}
+    rows = ((_row_key(_stored_config(row["config"], path), {}), row["notes"]) for row in _read_lines(path))
+    return sum(key in wanted and wanted[key] != note for key, note in rows)
 
 
 def read_grid(
