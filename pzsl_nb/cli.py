@@ -625,8 +625,8 @@ def compare(
 
     Writes results.jsonl (a line a run), table.txt, .md, .csv, .tex, .html, and figures/. Ctrl-C writes tables of what
     is there; the same command goes on where it stopped, whatever stopped it, and only draws again where nothing is
-    missing. Rows of a data file that was replaced since are left out. A run that fails does not stop the others: it is told at the end and in errors.jsonl, and the exit code
-    is 1.
+    missing. Rows of a data file that was replaced since are left out. A run that fails does not stop the others: it is
+    told at the end and in errors.jsonl, and the exit code is 1.
     """
     from pzsl_nb.comparison import Comparison, run_comparison
     comparison = Comparison.read(file, data=data, candidates=candidates, methods=methods, seeds=seeds, set=settings)
