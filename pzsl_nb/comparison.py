@@ -212,7 +212,7 @@ def run_comparison(
         comparison.write(folder/"compare.yaml")
         if others := rows_of_others(configs, folder/"results.jsonl", notes):
             warnings.warn(f"{folder/'results.jsonl'} holds {others} rows of the same runs on data files that have "
-                          "changed, or of an older version; they are left out, and the runs are done again", stacklevel=2)
+                          "changed, or of an older version; they are left out, and run again", stacklevel=2)
         try: rows = run_grid(configs, folder/"results.jsonl", notes=notes, device=device, jobs=jobs,
                              errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
         except KeyboardInterrupt:   # an early look
