@@ -166,6 +166,21 @@ def test_beliefs_ask_pictures_in_every_other_epoch():
     assert torch.equal(still.odds, found.surprise)
 
 
+def test_few_images_a_class_do_not_speak_for_each_other():
+    for per_class, moving in ((2, False), (3, True), (12, True)):
+        w = World(per_class=per_class)
+        found = gather_evidence(w.x, w.t, w.sets, w.seen, 20., {"words": 1., "pictures": .1, "dropped": 0.})
+        beliefs = EvidentBeliefs(w.sets, found, w.x)
+        before = beliefs.weights.clone(), beliefs.odds.clone()
+        beliefs.look(1)
+        position, local_row, classes = beliefs.batch(torch.arange(len(w.x)))
+        beliefs.update(position, local_row, torch.zeros(len(position)))
+        same = torch.equal(beliefs.weights, before[0]), torch.equal(beliefs.odds, before[1])
+        assert beliefs.moving == moving and same == (not moving, not moving), per_class
+    doubted = EvidentBeliefs(w.sets, Evidence(found.witnesses, found.beliefs, torch.full((len(w.x),), .2), found.surprise, 0.), w.x)
+    assert not doubted.moving   # twelve images a class of which a fifth is covered
+
+
 def test_beliefs_come_back_from_a_checkpoint():
     a, b = (EvidentBeliefs(W.sets, gather(), W.x) for _ in range(2))
     a.look(1)
