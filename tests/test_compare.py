@@ -299,7 +299,8 @@ class Killed:
 @pytest.mark.parametrize("words, told", [
     (["--methods", "cc,prodenn"], ["prodenn", "proden"]), (["--candidates", "unifrm:0.3"], ["unifrm", "uniform"]),
     (["--data", "npz:nowhere.npz"], ["nowhere.npz"]), (["--set", "epoch=3"], ["epoch", "epochs"]),
-    (["--set", "seed=3"], ["seed=3"]), (["empty.yaml"], ["methods is empty"]), (["nothing.yaml"], ["nothing.yaml"]), (["typo.yaml"], ["typo.yaml", "method", "methods"]),
+    (["--set", "seed=3"], ["seed=3"]), (["empty.yaml"], ["methods is empty"]), (["nothing.yaml"], ["nothing.yaml"]),
+    (["typo.yaml"], ["typo.yaml", "method", "methods"]),
     (["--data", "npz:birds.npz", "--candidates", "given"], ["given"]), (["--out", "."], ["--out"])])
 def test_what_cannot_be_compared_is_one_line(folder, words, told, monkeypatch, capsys):
     from pzsl_nb.cli import main
