@@ -220,7 +220,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
   color: light-dark(#222, #ddd); background: light-dark(#fff, #181a1b) }
 div { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92em }
 th, td { padding: .3em .8em; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
-th:first-child { text-align: left } tbody tr:hover { background: var(--over) }
+th:first-child, td:first-child { text-align: left } tbody tr:hover { background: var(--over) }
 h2 { font-size: 1.05em; margin: 2em 0 .5em } p { max-width: 50rem; opacity: .8 }
 </style><body><h1>pzsl compare</h1>"""
 
