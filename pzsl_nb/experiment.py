@@ -46,7 +46,7 @@ class Config:
     weight_decay: float = 1e-2       # of AdamW
     batch_size: int = 384            # images; at most a seventh of all
     cross_entropy: float = 1.        # weight of the loss's term (a)
-    unseen: float | str = "auto"     # weight of term (b); auto: words, at most 1, less apprentice, at least 0, squared
+    unseen: float | str = "auto"     # weight of term (b); auto: by evidence and rehearsal
     words: float | str = "auto"      # what frozen CLIP is worth as a witness to the true candidate
     pictures: float | str = "auto"   # what other images are worth; 0: they are not asked
     apprentice: float | str = "auto" # what a model trained on other images is worth; 0: none is trained

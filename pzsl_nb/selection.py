@@ -151,7 +151,7 @@ class Choice:
     "What was chosen by rehearsal, and the table it was chosen from."
     trust: float = 1.    # 0: frozen CLIP, 1: all that was learned
     gamma: float = 0.    # taken off the scores of seen classes
-    unseen: float = 0.   # weight of the loss's second term; not chosen here
+    unseen: float = 0.   # weight of the loss's second term, as it was in rehearsal
     frozen_naming: bool = False  # unseen classes are told apart by frozen CLIP
     table: tuple[dict[str, float], ...] = ()  # for every trust: its estimated area, H, gamma; frozen naming?
 
@@ -159,10 +159,11 @@ class Choice:
 def clearly_better(
     one: Tensor,    # (n,) credits
     other: Tensor,  # (n,) credits of the same rows
+    errors: float = 2.,
 ) -> bool:
-    "Whether the mean difference is more than two standard errors."
+    "Whether the mean difference is more than some standard errors."
     gain = one - other
-    return bool(gain.mean() > 2*gain.std()/len(gain)**.5)
+    return bool(gain.mean() > errors*gain.std()/len(gain)**.5)
 
 
 class _Watch:
@@ -181,13 +182,14 @@ class _Watch:
                     for key in ("seen_class", "unseen_class")}
             parts.append(dataclasses.replace(top, **best))
 
-    def table(self, value: Callable[[Tensor], Tensor], share_unseen: float, naming: str) -> list[dict[str, float]]:
+    def table(self, value: Callable[[Tensor], Tensor], share_unseen: float, naming: str,
+              errors: float = 2.) -> list[dict[str, float]]:
         "Every trust with its estimated area, H and gamma; with no class playing unseen, its estimated accuracy."
         rows, frozen = [], TopScores.cat(self.tops[0.])
         for trust in self.trusts:
             top = TopScores.cat(self.tops[trust])
             if share_unseen:
-                better = clearly_better(value(top.unseen_class), value(frozen.unseen_class))
+                better = clearly_better(value(top.unseen_class), value(frozen.unseen_class), errors)
                 kept = naming == "frozen" or naming == "auto" and not better
                 curve = estimated_curve(named_by(top, frozen) if kept else top, value, share_unseen)
                 gamma, H = plateau_gamma(curve)
@@ -209,18 +211,24 @@ def choose(
     count: int = 2,          # folds
     seed: int = 0,           # of the folds
     naming: str = "auto",    # what tells unseen classes apart: "trained", "frozen", or "auto": what rehearsal shows
-) -> Choice:
+    strict: bool = False,    # give up as soon as training does not clearly name unseen classes better than frozen CLIP
+) -> Choice | None:          # None: given up
     "Trust and gamma with the best estimated seen-unseen curve."
     folds, watch = rehearsals(sets, evidence.beliefs, seen, count, seed), _Watch(x, label_features, trusts)
     if not folds:
+        if strict: return None
         if (~seen).any():
             warnings.warn(f"{int(seen.sum())} seen classes and {len(sets)} images are too few to rehearse with: "
                           f"trust {trusts[-1]:g}, gamma 0")
         return Choice(trust=trusts[-1], unseen=unseen, frozen_naming=naming == "frozen")
-    for k, fold in enumerate(folds): watch.look(fold, train(fold, rehearsal_sets(sets, fold), seed + k))
-    rows = torch.cat([fold.check for fold in folds])
-    checked, mass = sets.select(rows), (evidence.beliefs*evidence.coverage[sets.rows])[sets.positions(rows)[0]]
-    share = sum(fold.share_unseen*len(fold.check) for fold in folds)/len(rows)
-    table = watch.table(lambda predicted: credit(predicted, checked, mass), share, naming)
-    best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
+    for k, fold in enumerate(folds, 1):
+        watch.look(fold, train(fold, rehearsal_sets(sets, fold), seed + k - 1))
+        last = k == len(folds)
+        if not last and not strict: continue
+        rows = torch.cat([fold.check for fold in folds[:k]])
+        checked, mass = sets.select(rows), (evidence.beliefs*evidence.coverage[sets.rows])[sets.positions(rows)[0]]
+        share = sum(fold.share_unseen*len(fold.check) for fold in folds[:k])/len(rows)
+        table = watch.table(lambda labels: credit(labels, checked, mass), share, naming, errors=2. if last else 1.)
+        best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
+        if strict and best.get("frozen_naming", True): return None
     return Choice(best["trust"], best["gamma"], unseen, best.get("frozen_naming", False), tuple(table))

@@ -192,3 +192,18 @@ def test_plateau_by_hand():
     assert plateau_gamma(Curve(gamma, S, U), within=1e-9)[0] == 1.
     below = plateau_gamma(Curve(gamma, -S, U))   # estimates may be negative
     assert below == (1., 0.)
+
+
+def test_a_strict_rehearsal_ends_where_frozen_clip_is_no_worse():
+    w, folds = World(9, 3), []
+    def counted(fold, sets, seed):
+        folds.append(seed)
+        return untrained(w, spread=0.)(fold, sets, seed)   # names as frozen CLIP does: no gain, so nothing is clear
+    assert chosen(w, counted, strict=True) is None and folds == [0]
+    assert chosen(w, counted).frozen_naming and folds == [0, 0, 1]
+
+
+def test_a_strict_rehearsal_without_folds_gives_up_in_silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen(World(3, 3), strict=True) is None
