@@ -14,6 +14,7 @@ from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.core import PZSLError
 from pzsl_nb.estimator import CLIPPZSL, as_candidates
 from pzsl_nb.evidence import _crossed
+from pzsl_nb.selection import choose
 from pzsl_nb.task import CandidateSets
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
 
@@ -48,6 +49,20 @@ def test_two_and_two_are_four(tmp_path, settings):
     assert tensors == again and plain == plain_again and len(parts.history_) == 4
     moments = [value for name, value in tensors.items() if name.endswith(".exp_avg_sq")]
     assert sum(map(len, moments)) == 4*sum(p.numel() for p in whole.model_.parameters())
+
+
+@pytest.mark.parametrize("settings, weights", [
+    ({}, [0., 1.]), ({"naming": "trained"}, [1.]), ({"naming": "frozen"}, [1.]), ({"unseen": .5}, [.5]), ({"words": .3}, [.09])])
+def test_a_training_without_the_second_term_is_rehearsed_only_where_both_are_open(monkeypatch, settings, weights):
+    asked = []
+    def noted(*given):
+        asked.append((given[6], given[-1]))
+        return choose(*given)
+    monkeypatch.setattr("pzsl_nb.estimator.choose", noted)
+    est = fit(estimator(**{"words": 1., "apprentice": 0.} | settings))
+    assert [pytest.approx(weight) for weight, _ in asked] == weights
+    assert [strict for _, strict in asked] == [len(weights) == 2, False][:len(weights)]
+    assert est.choice_.unseen == pytest.approx(weights[-1])
 
 
 def test_rehearsal_is_not_repeated_by_a_resume(tmp_path, monkeypatch):
