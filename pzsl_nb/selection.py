@@ -151,7 +151,7 @@ class Choice:
     "What was chosen by rehearsal, and the table it was chosen from."
     trust: float = 1.    # 0: frozen CLIP, 1: all that was learned
     gamma: float = 0.    # taken off the scores of seen classes
-    unseen: float = 0.   # weight of the loss's second term, as it was in rehearsal
+    unseen: float = 0.   # weight of the loss's second term in training
     frozen_naming: bool = False  # unseen classes are told apart by frozen CLIP
     table: tuple[dict[str, float], ...] = ()  # for every trust: its estimated area, H, gamma; frozen naming?
 
@@ -159,9 +159,9 @@ class Choice:
 def clearly_better(
     one: Tensor,    # (n,) credits
     other: Tensor,  # (n,) credits of the same rows
-    errors: float = 2.,
+    errors: float = 2.,  # standard errors of the mean difference that it takes
 ) -> bool:
-    "Whether the mean difference is more than some standard errors."
+    "Whether the mean difference is more than so many of its standard errors."
     gain = one - other
     return bool(gain.mean() > errors*gain.std()/len(gain)**.5)
 
@@ -212,6 +212,7 @@ def choose(
     seed: int = 0,           # of the folds
     naming: str = "auto",    # what tells unseen classes apart: "trained", "frozen", or "auto": what rehearsal shows
     strict: bool = False,    # give up as soon as training does not clearly name unseen classes better than frozen CLIP
+    agree: Callable[[bool], bool] = bool,  # makes one verdict of those of all processes
 ) -> Choice | None:          # None: given up
     "Trust and gamma with the best estimated seen-unseen curve."
     folds, watch = rehearsals(sets, evidence.beliefs, seen, count, seed), _Watch(x, label_features, trusts)
@@ -228,7 +229,8 @@ def choose(
         rows = torch.cat([fold.check for fold in folds[:k]])
         checked, mass = sets.select(rows), (evidence.beliefs*evidence.coverage[sets.rows])[sets.positions(rows)[0]]
         share = sum(fold.share_unseen*len(fold.check) for fold in folds[:k])/len(rows)
+        if strict and not 0 < share < 1: return None
         table = watch.table(lambda labels: credit(labels, checked, mass), share, naming, errors=2. if last else 1.)
         best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
-        if strict and best.get("frozen_naming", True): return None
+        if strict and agree(best["frozen_naming"]): return None
     return Choice(best["trust"], best["gamma"], unseen, best.get("frozen_naming", False), tuple(table))

@@ -56,13 +56,22 @@ def test_two_and_two_are_four(tmp_path, settings):
 def test_a_training_without_the_second_term_is_rehearsed_only_where_both_are_open(monkeypatch, settings, weights):
     asked = []
     def noted(*given):
-        asked.append((given[6], given[-1]))
+        asked.append((given[6], given[11]))
         return choose(*given)
     monkeypatch.setattr("pzsl_nb.estimator.choose", noted)
     est = fit(estimator(**{"words": 1., "apprentice": 0.} | settings))
     assert [pytest.approx(weight) for weight, _ in asked] == weights
     assert [strict for _, strict in asked] == [len(weights) == 2, False][:len(weights)]
     assert est.choice_.unseen == pytest.approx(weights[-1])
+
+
+@pytest.mark.parametrize("seed", [1, 6, 11])
+def test_three_folds_of_six_images(seed):
+    "A fold checks two images; where both show classes playing unseen there is no curve, and the question is given up."
+    w = World(5, 3, per_class=2, rule="uniform:0", seed=seed)
+    rows = torch.tensor([0, 2, 4, 6, 8, 1])   # five classes, one of them twice
+    est = estimator(folds=3, words=1., apprentice=0., random_state=seed, epochs=1)
+    assert est.fit(w.x[rows], w.sets.select(rows), w.t, seen=w.seen).choice_.unseen == 1
 
 
 def test_rehearsal_is_not_repeated_by_a_resume(tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ two best classes are equally good may change sides. Metrics may differ by TOLERA
 """
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pzsl_nb.shapes import class_name, default_split, render
@@ -79,3 +81,13 @@ def test_only_the_first_process_speaks(runs):
 def test_a_mistake_ends_both(photos):
     code, _, err = pzsl(TWO, "run", "--data", "folder:nowhere", "--device", "cpu", cwd=photos.parent)
     assert code != 0 and "nowhere" in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the two would ask for a GPU each")
+def test_two_know_of_each_other_where_auto_finds_no_gpu(tmp_path):
+    "torchrun, and the device left to the program."
+    (tmp_path / "who.py").write_text("from pzsl_nb.core import processes\nprint(processes())\n", encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "who.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(re.findall(r"Processes\(rank=\d, count=\d\)", done.stdout)) == [f"Processes(rank={k}, count=2)" for k in (0, 1)]

@@ -161,13 +161,36 @@ def test_frozen_clip_keeps_the_word_among_unseen_classes():
     assert trust[0][0] == trust[1][0] and trust[0][-1] < trust[1][-1]   # at trust 0 there is no difference
 
 
+def test_a_strict_rehearsal_ends_where_frozen_clip_is_no_worse():
+    w, folds = World(9, 3), []
+    def counted(fold, sets, seed):
+        folds.append(seed)
+        return untrained(w, spread=0.)(fold, sets, seed)   # names as frozen CLIP does: no gain, so nothing is clear
+    assert chosen(w, counted, strict=True) is None and folds == [0]
+    assert chosen(w, counted).frozen_naming and folds == [0, 0, 1]
+
+
+def test_the_verdict_on_a_strict_rehearsal_is_that_of_all_processes():
+    w, mine = World(9, 3), []
+    def others(verdict): mine.append(verdict)
+    assert chosen(w, naming="trained", count=3, strict=True, agree=others) == chosen(w, naming="trained", count=3)
+    assert mine == [False]*3
+    assert chosen(w, naming="trained", count=3, strict=True, agree=lambda mine: True) is None
+
+
+def test_a_strict_rehearsal_without_folds_gives_up_in_silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen(World(3, 3), strict=True) is None
+
+
 def test_clearly_better_is_two_standard_errors():
     one, other = torch.zeros(100, dtype=torch.float64), torch.zeros(100, dtype=torch.float64)
     assert not clearly_better(one, other)
     one[:4] = 1   # mean .04, standard error .0197
     assert clearly_better(one, other) and not clearly_better(other, one)
     one[3] = 0    # mean .03, standard error .0171
-    assert not clearly_better(one, other)
+    assert not clearly_better(one, other) and clearly_better(one, other, errors=1.)
 
 
 # Estimates
@@ -192,18 +215,3 @@ def test_plateau_by_hand():
     assert plateau_gamma(Curve(gamma, S, U), within=1e-9)[0] == 1.
     below = plateau_gamma(Curve(gamma, -S, U))   # estimates may be negative
     assert below == (1., 0.)
-
-
-def test_a_strict_rehearsal_ends_where_frozen_clip_is_no_worse():
-    w, folds = World(9, 3), []
-    def counted(fold, sets, seed):
-        folds.append(seed)
-        return untrained(w, spread=0.)(fold, sets, seed)   # names as frozen CLIP does: no gain, so nothing is clear
-    assert chosen(w, counted, strict=True) is None and folds == [0]
-    assert chosen(w, counted).frozen_naming and folds == [0, 0, 1]
-
-
-def test_a_strict_rehearsal_without_folds_gives_up_in_silence():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert chosen(World(3, 3), strict=True) is None
