@@ -294,7 +294,7 @@ def processes(
     if int(os.environ.get("WORLD_SIZE", 1)) == 1: return Processes()
     from datetime import timedelta
     from accelerate import PartialState
-    cpu = pick_device(device).type == "cpu"   # also where none else was found: each would think it is alone otherwise
+    cpu = pick_device(device).type != "cuda"   # also where `auto` finds none: each would think it is alone otherwise
     state = PartialState(cpu=cpu, timeout=timedelta(days=2))   # one may wait long for the others
     return Processes(state.process_index, state.num_processes)
 
