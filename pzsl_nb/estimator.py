@@ -112,137 +112,6 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         values = locals()
         for name in self._get_param_names(): setattr(self, name, values[name])
 
-# %% ../nbs/42_estimator.ipynb #42-010
-def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor, sets: CandidateSets) -> Tensor:
-    "Unit label features: those given, else from names by the encoder, else mean images."
-    if given is not None:
-        t = torch.as_tensor(np.asarray(given, dtype=np.float32))
-        if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
-            raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
-                            f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
-        return torch.nn.functional.normalize(t, dim=1)
-    if model.encoder is not None:
-        from pzsl_nb.encoders import label_features
-        return label_features(model.encoder, [str(name) for name in classes])
-    if len(never := sorted(set(range(len(classes))) - set(sets.indices.tolist()))):
-        raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words "
-                        "can tell what it is; pass label_features, or an encoder")
-    return visual_prototypes(x, uniform_prior(sets), sets, torch.zeros(len(classes), x.shape[1]), least=0.)
-
-
-def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor, attributes: Tensor | None = None) -> Any:
-    "An untrained model with the estimator's settings."
-    if est.architecture is not None: return est.architecture(t, seen, est.logit_scale, attributes)
-    return CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention,
-                         est.cross_attention)
-
-
-def _timed(key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
-    "Evidence, and the seconds that it took; `key` stands for all that it depends on."
-    begin = time.perf_counter()
-    return gather(), time.perf_counter() - begin
-
-
-def _remembered(memory: str | Path | None, key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
-    "Evidence, from the folder `memory` where it is there, and the seconds spared by that; the last few are kept."
-    if memory is None: return gather(), 0.
-    store = Memory(memory, verbose=0)
-    known = store.cache(_timed, ignore=["gather"])
-    there = known.check_call_in_cache(key, gather)
-    found, seconds = known(key, gather)
-    store.reduce_size(items_limit=16)
-    return found, there*seconds
-
-
-def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, from_words: bool,
-            attributes: Tensor | None, memory: str | Path | None, content: str) -> tuple[Evidence | None, float]:
-    "Evidence, with those numbers fixed that the settings give, None where nobody asks for it; and seconds spared."
-    if est.start not in ("evidence", "clip", "uniform"):
-        raise PZSLError(f"start: {est.start!r} is not known; use evidence, clip or uniform")
-    if est.start != "evidence" and "auto" not in (est.trust, est.gamma): return None, 0.
-    names = ("words", "pictures", "apprentice", "dropped", "slope")
-    fixed = {name: float(value) for name in names if (value := getattr(est, name)) != "auto"}
-    start = None if from_words else clip_prior(x, t, sets, est.logit_scale)
-    def apprentice(evidence, rows):   # learns by its own opinion and the sets, without pictures: another witness
-        part = evidence.restrict(sets, rows, seen)
-        part = replace(part, witnesses=replace(part.witnesses, pictures=0.))
-        trainer = _make_trainer(est, x[rows.to(x.device)].float(), sets.select(rows), t, seen, part, 0., est._seed(),
-                                len(rows)/len(x), attributes)
-        run(trainer, progress=est.progress, title="apprentice")
-        with torch.no_grad(): model, e = trainer.model, trainer.model.labels(trainer.label_features)
-        def ask(images, ids):
-            with torch.no_grad(): return model.score(model.images(images), e[ids])
-        return ask
-    if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
-    asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
-    def gather(**more):
-        return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, most=est.negatives,
-                               seed=est._seed(), device=est.device, **more)
-    key = content_hash(content, est.logit_scale, fixed, from_words, est.negatives, est._seed())
-    found, spared = _remembered(memory, key, gather)
-    return gather(apprentice=asked, found=found) if asked else found, spared   # an apprentice is of these settings only
-
-
-def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
-                  unseen: float, seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
-    "Model, loss and beliefs with the estimator's settings."
-    with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
-        torch.manual_seed(seed)
-        model = _make_model(est, t, seen, attributes)
-    if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
-    elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
-    else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
-    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
-    sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
-    batch = min(est.batch_size, len(x)/share/7)   # some seven steps an epoch, also with few images
-    lr = est.lr*getattr(objective, "rate", 1.)
-    return Trainer(model, objective, beliefs, x, t, est.epochs, lr, est.weight_decay, max(1, math.ceil(batch*share)),
-                   seed, est.device, sampler, est.averaging)
-
-
-FAINT = .1   # weight of term (b) up to which nobody asks whether it is needed
-
-
-def unseen_weight(
-    witnesses: Witnesses,  # what the evidence has found
-) -> float:                # from 0 to 1
-    "How much frozen CLIP deserves to be held on to: the weight of term (b) by the evidence."
-    return max(0., min(1., witnesses.words) - witnesses.apprentice)**2
-
-
-def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
-              attributes: Tensor | None = None) -> Choice:
-    "What `choose` finds for trust and gamma where they are `auto`, and the weight of term (b)."
-    if est.naming not in ("auto", "trained", "frozen"):
-        raise PZSLError(f"naming: {est.naming!r} is not known; use auto, trained or frozen")
-    fixed = {key: float(value) for key in ("trust", "gamma") if (value := getattr(est, key)) != "auto"}
-    own = est.objective is None and est.start == "evidence" and bool((~seen).any())   # other rules have no term (b)
-    if est.unseen != "auto": unseen = float(est.unseen)
-    else: unseen = unseen_weight(evidence.witnesses) if own else 0.
-    if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen, est.naming == "frozen")
-    trusts, group = (fixed["trust"],) if "trust" in fixed else TRUSTS, processes(est.device)
-    def rehearse(unseen, strict=False):
-        shown = est.progress and group.first
-        title = "rehearsal without term (b)" if strict else "rehearsal"
-        with progress_bar(total=est.folds*est.epochs, desc=title, unit="epoch", shown=shown) as bar:
-            def tick(_):
-                bar.update()
-                return {}
-            def train(fold, inside, seed):
-                part, share = x[fold.train.to(x.device)].float(), len(fold.train)/len(x)
-                trainer = _make_trainer(est, part, inside, t[fold.classes], fold.seen[fold.classes],
-                                        evidence.restrict(sets, fold.train, fold.seen), unseen, seed, share,
-                                        None if attributes is None else attributes[fold.classes])
-                run(trainer, on_epoch=tick, progress=False)
-                return trainer.model
-            found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed(), est.naming,
-                           strict, group.agree)
-            if strict: bar.set_postfix_str("the term stays" if found is None else "the term is left out")
-            return found
-    asked = est.unseen == est.naming == "auto" and unseen > FAINT and max(trusts) > 0
-    found = rehearse(0., strict=True) if group.agree(asked) else None   # is training better at names if let alone?
-    return Choice(**{**vars(found or rehearse(unseen)), **fixed})
-
 # %% ../nbs/42_estimator.ipynb #42-011
 _AUTO = ("unseen", "words", "pictures", "apprentice", "dropped", "slope", "trust", "gamma")   # or a number
 
@@ -298,6 +167,144 @@ def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
     return seen
 
 
+def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor, sets: CandidateSets) -> Tensor:
+    "Unit label features: those given, else from names by the encoder, else mean images."
+    if given is not None:
+        t = torch.as_tensor(np.asarray(given, dtype=np.float32))
+        if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
+            raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
+                            f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
+        return torch.nn.functional.normalize(t, dim=1)
+    if model.encoder is not None:
+        from pzsl_nb.encoders import label_features
+        return label_features(model.encoder, [str(name) for name in classes])
+    if len(never := sorted(set(range(len(classes))) - set(sets.indices.tolist()))):
+        raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words "
+                        "can tell what it is; pass label_features, or an encoder")
+    return visual_prototypes(x, uniform_prior(sets), sets, torch.zeros(len(classes), x.shape[1]), least=0.)
+
+# %% ../nbs/42_estimator.ipynb #42-028
+def _make_model(est: CLIPPZSL, t: Tensor, seen: Tensor, attributes: Tensor | None = None) -> Any:
+    "An untrained model with the estimator's settings."
+    if est.architecture is not None: return est.architecture(t, seen, est.logit_scale, attributes)
+    return CLIPPZSLModel(t, seen, est.logit_scale, est.inner, est.heads, est.adapter, est.self_attention,
+                         est.cross_attention)
+
+
+def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
+                  unseen: float, seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
+    "Model, loss and beliefs with the estimator's settings."
+    with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
+        torch.manual_seed(seed)
+        model = _make_model(est, t, seen, attributes)
+    if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
+    elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
+    else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
+    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
+    sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
+    batch = min(est.batch_size, len(x)/share/7)   # some seven steps an epoch, also with few images
+    lr = est.lr*getattr(objective, "rate", 1.)
+    return Trainer(model, objective, beliefs, x, t, est.epochs, lr, est.weight_decay, max(1, math.ceil(batch*share)),
+                   seed, est.device, sampler, est.averaging)
+
+
+@patch_to(CLIPPZSL)
+def _seed(self) -> int:
+    "A whole number from `random_state`, whatever scikit-learn allows there."
+    if isinstance(self.random_state, numbers.Integral): return int(self.random_state)
+    return int(check_random_state(self.random_state).randint(2**31))
+
+# %% ../nbs/42_estimator.ipynb #42-031
+def _timed(key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
+    "Evidence, and the seconds that it took; `key` stands for all that it depends on."
+    begin = time.perf_counter()
+    return gather(), time.perf_counter() - begin
+
+
+def _remembered(memory: str | Path | None, key: str, gather: Callable[[], Evidence]) -> tuple[Evidence, float]:
+    "Evidence, from the folder `memory` where it is there, and the seconds spared by that; the last few are kept."
+    if memory is None: return gather(), 0.
+    store = Memory(memory, verbose=0)
+    known = store.cache(_timed, ignore=["gather"])
+    there = known.check_call_in_cache(key, gather)
+    found, seconds = known(key, gather)
+    store.reduce_size(items_limit=16)
+    return found, there*seconds
+
+
+def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, from_words: bool,
+            attributes: Tensor | None, memory: str | Path | None, content: str) -> tuple[Evidence | None, float]:
+    "Evidence, with those numbers fixed that the settings give, None where nobody asks for it; and seconds spared."
+    if est.start not in ("evidence", "clip", "uniform"):
+        raise PZSLError(f"start: {est.start!r} is not known; use evidence, clip or uniform")
+    if est.start != "evidence" and "auto" not in (est.trust, est.gamma): return None, 0.
+    names = ("words", "pictures", "apprentice", "dropped", "slope")
+    fixed = {name: float(value) for name in names if (value := getattr(est, name)) != "auto"}
+    start = None if from_words else clip_prior(x, t, sets, est.logit_scale)
+    def apprentice(evidence, rows):   # learns by its own opinion and the sets, without pictures: another witness
+        part = evidence.restrict(sets, rows, seen)
+        part = replace(part, witnesses=replace(part.witnesses, pictures=0.))
+        trainer = _make_trainer(est, x[rows.to(x.device)].float(), sets.select(rows), t, seen, part, 0., est._seed(),
+                                len(rows)/len(x), attributes)
+        run(trainer, progress=est.progress, title="apprentice")
+        with torch.no_grad(): model, e = trainer.model, trainer.model.labels(trainer.label_features)
+        def ask(images, ids):
+            with torch.no_grad(): return model.score(model.images(images), e[ids])
+        return ask
+    if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
+    asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
+    def gather(**more):
+        return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, most=est.negatives,
+                               seed=est._seed(), device=est.device, **more)
+    key = content_hash(content, est.logit_scale, fixed, from_words, est.negatives, est._seed())
+    found, spared = _remembered(memory, key, gather)
+    return gather(apprentice=asked, found=found) if asked else found, spared   # an apprentice is of these settings only
+
+# %% ../nbs/42_estimator.ipynb #42-010
+FAINT = .1   # weight of term (b) up to which nobody asks whether it is needed
+
+
+def unseen_weight(
+    witnesses: Witnesses,  # what the evidence has found
+) -> float:                # from 0 to 1
+    "How much frozen CLIP deserves to be held on to: the weight of term (b) by the evidence."
+    return max(0., min(1., witnesses.words) - witnesses.apprentice)**2
+
+
+def _rehearse(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tensor, evidence: Evidence | None,
+              attributes: Tensor | None = None) -> Choice:
+    "What `choose` finds for trust and gamma where they are `auto`, and the weight of term (b)."
+    if est.naming not in ("auto", "trained", "frozen"):
+        raise PZSLError(f"naming: {est.naming!r} is not known; use auto, trained or frozen")
+    fixed = {key: float(value) for key in ("trust", "gamma") if (value := getattr(est, key)) != "auto"}
+    own = est.objective is None and est.start == "evidence" and bool((~seen).any())   # other rules have no term (b)
+    if est.unseen != "auto": unseen = float(est.unseen)
+    else: unseen = unseen_weight(evidence.witnesses) if own else 0.
+    if len(fixed) == 2: return Choice(fixed["trust"], fixed["gamma"], unseen, est.naming == "frozen")
+    trusts, group = (fixed["trust"],) if "trust" in fixed else TRUSTS, processes(est.device)
+    def rehearse(unseen, strict=False):
+        shown = est.progress and group.first
+        title = "rehearsal without term (b)" if strict else "rehearsal"
+        with progress_bar(total=est.folds*est.epochs, desc=title, unit="epoch", shown=shown) as bar:
+            def tick(_):
+                bar.update()
+                return {}
+            def train(fold, inside, seed):
+                part, share = x[fold.train.to(x.device)].float(), len(fold.train)/len(x)
+                trainer = _make_trainer(est, part, inside, t[fold.classes], fold.seen[fold.classes],
+                                        evidence.restrict(sets, fold.train, fold.seen), unseen, seed, share,
+                                        None if attributes is None else attributes[fold.classes])
+                run(trainer, on_epoch=tick, progress=False)
+                return trainer.model
+            found = choose(train, x, sets, t, seen, evidence, unseen, trusts, est.folds, est._seed(), est.naming,
+                           strict, group.agree)
+            if strict: bar.set_postfix_str("the term stays" if found is None else "the term is left out")
+            return found
+    asked = est.unseen == est.naming == "auto" and unseen > FAINT and max(trusts) > 0
+    found = rehearse(0., strict=True) if group.agree(asked) else None   # is training better at names if let alone?
+    return Choice(**{**vars(found or rehearse(unseen)), **fixed})
+
+# %% ../nbs/42_estimator.ipynb #42-034
 @patch_to(CLIPPZSL)
 def fit(
     self,
@@ -346,13 +353,6 @@ def fit(
     return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs, evidence and evidence.witnesses)
 
 # %% ../nbs/42_estimator.ipynb #42-012
-@patch_to(CLIPPZSL)
-def _seed(self) -> int:
-    "A whole number from `random_state`, whatever scikit-learn allows there."
-    if isinstance(self.random_state, numbers.Integral): return int(self.random_state)
-    return int(check_random_state(self.random_state).randint(2**31))
-
-
 @patch_to(CLIPPZSL)
 def _plain_settings(self) -> dict[str, Any]:
     "The settings that shape a model and are plain values, to be kept with a checkpoint."
