@@ -89,6 +89,13 @@ def _inseparable(
     return [{"label": class_names[c], "companion": class_names[other], "share": float(share), "sets": int(counts[c])}
             for c, (other, share) in companion.items()]
 
+
+def _same_words(task: Task) -> list[list[str]]:
+    "Every class whose label features are those of an earlier one, after that one."
+    _, first, content = np.unique(task.label_features.numpy(), axis=0, return_index=True, return_inverse=True)
+    firsts = first[content.ravel()]
+    return [[task.class_names[a], task.class_names[c]] for c, a in enumerate(firsts.tolist()) if a != c]
+
 # %% ../nbs/24_check.ipynb #24-011
 @dataclass(frozen=True)
 class Findings:
@@ -105,6 +112,7 @@ class Findings:
     sets: dict | None            # mean, median, largest, single (share of sets of one), coverage (None: not known)
     balance: dict[str, dict]     # "candidates", "truth": most and least frequent class that occurs, and their ratio
     inseparable: dict            # labels: how many; pairs: which
+    same_words: list[list[str]]  # classes with the same label features as an earlier one, with that one
     copies: dict                 # train, repeated, conflicting, test, leaked: counts; pairs: examples of three
     broken: dict                 # train, test: how many; pictures: split, picture, reason
     sizes: dict | None           # smallest, largest: [width, height]
@@ -158,6 +166,9 @@ def _counted(f: Findings) -> Iterator[tuple[int, str, Sequence[str], str]]:
     yield len(f.untrained), "seen classes in no training row", f.untrained, "bring some rows, or mark them as unseen"
     yield (len(f.untested)*(f.test_known > 0), "classes without a test row", f.untested,
            "bring some, or nobody knows how well they are recognised")
+    alike = [" = ".join(pair) for pair in f.same_words]
+    yield (len(alike), "classes with the same label features as another one", alike,
+           "nobody can tell them apart: give them other words, or make them one class")
     yield (f.inseparable["labels"], "labels that (nearly) always come with another one", together,
            "these sets cannot tell them apart: decide some by hand, or make them one class")
 
@@ -169,6 +180,8 @@ def _warnings(f: Findings) -> Iterator[str]:
     if f.test_known == 0: yield "test rows of known class: none; without some, nothing can be measured"
     if f.sets and f.sets["coverage"] is not None and f.sets["coverage"] < _COVERED:
         yield f"sets that hold the true class: only {f.sets['coverage']:.1%}; ask more annotators, or lower --min-votes"
+    if f.sets and f.seen > 1 and f.sets["mean"] >= f.seen:
+        yield "sets that leave out a seen class: none, so they say nothing about any image; bring smaller sets"
     for key, b in f.balance.items():
         if b["ratio"] >= _LOPSIDED:
             what = "the truth" if key == "truth" else "a candidate"
@@ -219,7 +232,8 @@ def examine(
         found.name, "pictures" if of_pictures else "features", len(looks["train"]), len(looks["test"]),
         int(tested.sum()), int(seen.sum()), int((~seen).sum()), which(seen & (trained == 0)), which(tested == 0),
         _sets_facts(found), {key: _balance(some, names) for key, some in counts.items()},
-        {"labels": len(pairs), "pairs": pairs[:_LISTED]}, _copies(found, looks["train"], looks["test"]), broken,
+        {"labels": len(pairs), "pairs": pairs[:_LISTED]}, [] if of_pictures else _same_words(found),
+        _copies(found, looks["train"], looks["test"]), broken,
         _sizes(np.concatenate([*looks.values()])) if of_pictures else None, list(found.notes), [])
     return dataclasses.replace(findings, warnings=[*_warnings(findings)])
 

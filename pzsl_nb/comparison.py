@@ -200,9 +200,15 @@ def run_comparison(
 ) -> tuple[list[dict[str, Any]], list[Config]]:  # rows of this comparison, runs that failed
     "Run what is not yet in the folder."
     folder = Path(folder)
-    configs = comparison_configs(comparison, _sources(comparison, cache_dir, device))
+    sources = _sources(comparison, cache_dir, device)
+    configs = comparison_configs(comparison, sources)
     if not configs: raise PZSLError("comparison: no rule applies to these data; `given` needs data with candidate "
                                     "sets, any other rule data with known labels")
+    for spec, (own, known) in sources.items():
+        used = {rule or "given" for rule in _rules(comparison, own, known)}
+        for rule in [rule for rule in comparison.candidates if rule not in used]:
+            has = "no candidate sets of its own" if rule == "given" else "no known labels to draw sets from"
+            warnings.warn(f"{spec} has {has}, so it is left out under {rule}", stacklevel=2)
     contents = _contents(comparison)
     notes, jobs = [contents[config.data] for config in configs], jobs or default_jobs(device)
     with _alone(folder):

@@ -8,7 +8,7 @@ __all__ = ['load_features_npz', 'load_features_safetensors', 'save_features']
 # %% ../nbs/12_features_files.ipynb #12-003
 import json, os, struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,13 @@ _TEXTS = ("names", "image_ids", "test_ids", "notes")
 _REQUIRED = ("X_train", "y_train", "X_test", "y_test", "text", "unseen")
 _OPTIONAL = (*_TEXTS, "X_val", "y_val", "logit_scale", "superclass", "attributes", "candidates_indptr",
              "candidates_indices")
+
+
+def _check_keys(path: Path, keys: Iterable[str]) -> None:
+    "A file may hold what nobody reads, but no candidate sets that would be overlooked."
+    if lost := [key for key in keys if key.lower().startswith("candidate") and key not in _OPTIONAL]:
+        raise PZSLError(f"{path}: key {listing(map(repr, lost))} is not one that is read; save candidate sets as "
+                        "'candidates_indptr' and 'candidates_indices' (those of a scipy.sparse matrix), or rename it")
 
 # %% ../nbs/12_features_files.ipynb #12-008
 def _blocks(table: np.ndarray | Tensor, numbers: int = 2**20) -> Iterator[tuple[int, np.ndarray]]:
@@ -201,6 +208,7 @@ def load_features_npz(
     "The task in a feature file, with candidate sets if the file has some; anything unusable is a `PZSLError`."
     path = Path(path)
     arrays = read_npz(path, (), (*_REQUIRED, *_OPTIONAL))
+    with np.load(path) as archive: _check_keys(path, archive.files)
     return _task_of(path, arrays | {key: _strings(path, key, arrays[key]) for key in _TEXTS if key in arrays})
 
 # %% ../nbs/12_features_files.ipynb #12-016
@@ -234,6 +242,7 @@ def load_features_safetensors(
     if not path.is_file(): raise PZSLError(f"{path}: no such file; check the path")
     try:
         with safe_open(path, framework="pt") as file:
+            _check_keys(path, file.keys())
             keys = [key for key in (*_REQUIRED, *_OPTIONAL) if key in file.keys()]
             if text := [key for key in keys if key in _TEXTS]:
                 raise PZSLError(f"{path}: key '{text[0]}' is a tensor, not text; put a list into the metadata (JSON "

@@ -35,6 +35,7 @@ STYLE = {
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "grid.color": LIGHT, "grid.linewidth": .6, "lines.linewidth": 1.8,
     "legend.frameon": False, "legend.fontsize": 8.5, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "text.parse_math": False,   # a class may be called "$5 note"
 }
 FIXED_COLOURS = {
     "frozen CLIP": GREY, "zero-shot": GREY,

@@ -147,7 +147,7 @@ def _uri(content: bytes, kind: str) -> str:
 def _plot(draw: Callable[[], Any]) -> str:
     "What a function draws, as SVG, on whatever the page has for a ground."
     buffer = io.BytesIO()
-    with plt.rc_context(STYLE | {"text.parse_math": False}):
+    with plt.rc_context(STYLE):
         figure = np.ravel(draw())[0].figure
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)

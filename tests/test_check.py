@@ -1,4 +1,5 @@
 "What `pzsl check` finds: planted faults, and numbers that agree with loops a child would write."
+import dataclasses
 import json
 import tracemalloc
 
@@ -52,6 +53,20 @@ def world_task(**more):
     w = World()
     names = tuple(f"class {i}" for i in range(len(w.t)))
     return Task("world", w.x, w.t, names, w.seen, w.sets, w.y, w.x_test, w.y_test, **more)
+
+
+def test_classes_of_the_same_words_and_sets_of_everything_are_told():
+    task = world_task()
+    assert not look(task).same_words and not said(look(task), "label features")
+    words = task.label_features.clone()
+    words[[4, 7]] = words[[1, 1]]
+    found = look(dataclasses.replace(task, label_features=words))
+    assert found.same_words == [["class 1", "class 4"], ["class 1", "class 7"]]
+    assert "class 1 = class 4" in said(found, "the same label features")[0]
+    seen = torch.arange(int(task.seen.sum()))
+    full = CandidateSets.from_lists([seen.tolist()]*len(task.features), len(task.seen))
+    assert said(look(dataclasses.replace(task, candidates=full)), "leave out a seen class")
+    assert not said(look(task), "leave out a seen class")
 
 
 # Copies

@@ -313,6 +313,13 @@ def test_what_cannot_be_compared_is_one_line(folder, words, told, monkeypatch, c
     assert not (folder/"never").exists()
 
 
+def test_what_a_rule_does_not_apply_to_is_told(folder, tmp_path):
+    code, out, err = pzsl(folder, "--data", "npz:birds.npz", "--candidates", "given", "--candidates", RULES[0], "--methods", "zero-shot",
+                          "--seeds", "1", "--device", "cpu", "--out", str(tmp_path/"out"))
+    assert code == 0 and "npz:birds.npz has no candidate sets of its own, so it is left out under given" in err
+    assert [asked(row) for row in read_rows(tmp_path/"out")] == [(RULES[0], "zero-shot", 0)]
+
+
 def test_a_file_says_what_options_say(tmp_path):
     (tmp_path/"a.yaml").write_text(yaml.safe_dump({"data": "npz:birds.npz", "candidates": list(RULES), "methods": "cc,proden",
                                                    "seeds": 2, "set": {"epochs": 2, "adapter": False, "trust": "auto"}}, sort_keys=False))

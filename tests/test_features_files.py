@@ -139,6 +139,14 @@ bad_arrays = pytest.mark.parametrize("key, changes, message", BAD,
                                      ids=[f"{i}-{key}" for i, (key, _, _) in enumerate(BAD)])
 
 
+@pytest.mark.parametrize("key", ["candidates", "candidate_indptr", "Candidates_indices"])
+def test_sets_under_another_name_are_not_overlooked(save, save_mapped, key):
+    for load, path in ((load_features_npz, save), (load_features_safetensors, save_mapped)):
+        with pytest.raises(PZSLError, match=f"'{key}' is not one that is read; save .*candidates_indptr"):
+            load(path(**{key: np.ones((24, C))}))
+        load(path(confidence=np.ones(24)))   # what nobody reads may be there
+
+
 @bad_arrays
 def test_bad_arrays_are_refused_by_file_and_key(save, key, changes, message):
     with pytest.raises(PZSLError) as caught: load_features_npz(save(**changes))

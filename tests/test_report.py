@@ -12,11 +12,19 @@ from PIL import Image
 from pzsl_nb import cli
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, run_grid
+from pzsl_nb.plots import plot_confusion, save_figure
 from pzsl_nb.report import FinishedRun, measures, warn, write_report
 from pzsl_nb.shapes import class_name, default_split, render
 
 EVIL = '<script>alert("a")</script> $x$ ${'   # no name of a class, but nobody forbids it
 QUICK = "--encoder embedded --device cpu --set trust=1 --set gamma=0 --set unseen=0 --set epochs=4 --no-figures"
+
+
+def test_names_of_classes_are_not_read_as_formulas(tmp_path):
+    names = ["$\\foo$", "$\\frac$ & 5%", "plain"]
+    picture = save_figure(plot_confusion([0, 1, 2, 0], [1, 1, 0, 2], names, [True, True, False]), tmp_path/"a.svg")
+    assert picture.stat().st_size > 1000 and "$\\foo$" in [text.get_text() for text in plot_confusion(
+        [0, 1], [1, 0], names, [True, True, False]).get_yticklabels()]
 
 
 @pytest.fixture(scope="module")
