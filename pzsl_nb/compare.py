@@ -101,7 +101,7 @@ def method_order(
 
 def compare_table(
     rows: Sequence[Mapping],  # of `results.jsonl`
-    measure: str = "H",       # a key of COMPARED; where there are no unseen classes, S stands for H
+    measure: str = "H",       # a key of COMPARED; where there are no test rows of unseen classes, S stands for H
 ) -> pd.DataFrame:            # index method, best mean rank first, the unranked and the bound last
     "Rank, mean, and the paired differences to frozen CLIP and to the rival, over all settings."
     runs = runs_table(rows)
@@ -200,13 +200,14 @@ def setting_tables(
             shown = values.groupby(level="rule").agg(told)
             shown = shown.reindex(part["rule"].unique())[[method for method in order if method in shown]]
             shown = shown.rename(columns=_shown).T.rename_axis("method")
-            name = "S (no unseen classes)" if measure == "H" and part["H"].isna().all() else COMPARED[measure]
+            name = "S (no unseen test rows)" if measure == "H" and part["H"].isna().all() else COMPARED[measure]
             yield f"{data}: {name}", shown
 
 # %% ../nbs/52_compare.ipynb #52-027
 _NOTES = ("In percent. Methods are sorted by their mean rank in H over the settings (data x rule); where there are "
-          "no unseen classes, S stands for H. Ranks are over the settings that all ranked methods have, and a method "
-          "that lacks a setting has no mean. ±: 95 % t-interval over seeds. Differences are paired, run by run. "
+          "no test rows of unseen classes, S stands for H. Ranks are over the settings that all ranked methods "
+          "have, and a method that lacks a setting has no mean. ±: 95 % t-interval over seeds. Differences are "
+          "paired, run by run. "
           "Below it: share of the settings in which the mean lies below frozen CLIP. Best other: the runner-up for "
           "the winner, the winner for the others. p (settings): Wilcoxon signed-rank test on the means of the "
           "settings, from six settings on, as if settings were independent; rules on one data set are not. p (all "

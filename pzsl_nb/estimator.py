@@ -116,8 +116,18 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
 _AUTO = ("unseen", "words", "pictures", "apprentice", "dropped", "slope", "trust", "gamma")   # or a number
 
 
+_LOWEST = {"epochs": 0, "batch_size": 1, "inner": 1, "heads": 1, "folds": 2, "negatives": 1,   # whole ones
+           "lr": 0., "weight_decay": 0., "cross_entropy": 0., "logit_scale": 1e-9}
+
+
 def _check_numbers(est: CLIPPZSL) -> None:
     "Complain of a setting that is neither `auto` nor a number that it can be."
+    for name, low in _LOWEST.items():
+        value, whole = getattr(est, name), isinstance(low, int)
+        kind = numbers.Integral if whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool) or not low <= value < math.inf:
+            least = "above 0" if name == "logit_scale" else f"from {low:g} up"
+            raise PZSLError(f"{name}: {value!r} cannot be used; give a {'whole ' if whole else ''}number {least}")
     for name in _AUTO:
         if isinstance(value := getattr(est, name), str) and value == "auto": continue
         top = 1 if name == "trust" else math.inf

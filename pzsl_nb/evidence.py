@@ -319,7 +319,7 @@ def gather_evidence(
     return _hear(court, pictures, beliefs, fixed, rounds, .3)
 
 # %% ../nbs/35_evidence.ipynb #35-034
-FEWEST = 3   # images for each class that is a candidate, below which beliefs stay with the evidence
+FEWEST = 6   # images of each class that is a candidate, below which beliefs stay with the evidence
 
 
 class EvidentBeliefs(Beliefs):

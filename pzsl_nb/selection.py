@@ -49,8 +49,10 @@ def plateau_gamma(
 ) -> tuple[float, float]:     # gamma, best H
     "Mean of all gammas whose H is nearly the best: on a noisy curve, steadier than the best one."
     H = torch.nan_to_num(2*curve.S.clamp_min(0)*curve.U.clamp_min(0)/(curve.S + curve.U))
-    good = (H >= H.max() - within) & curve.gamma.isfinite()
-    return (float(curve.gamma[good].mean()) if good.any() else 0.), float(H.max())
+    until = torch.cat([curve.gamma[1:], curve.gamma[-1:]])   # a point of the curve holds from its gamma to the next
+    middle = torch.where(until.isfinite(), (curve.gamma + until)/2, curve.gamma)
+    good = (H >= H.max() - within) & middle.isfinite()
+    return (float(middle[good].mean()) if good.any() else 0.), float(H.max())
 
 # %% ../nbs/41_selection.ipynb #41-019
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,7 @@ class _Watch:
                 better = clearly_better(value(top.unseen_class), value(frozen.unseen_class), errors)
                 kept = naming == "frozen" or naming == "auto" and not better
                 curve = estimated_curve(named_by(top, frozen) if kept else top, value, share_unseen)
-                gamma, H = plateau_gamma(curve)
+                gamma, H = plateau_gamma(curve, max(.01, 1/(share_unseen*len(top))))   # or what one row moves
                 found = {"ausuc": area(curve), "H": H, "gamma": gamma, "frozen_naming": kept}
             else: found = {"S": float(value(top.seen_class).mean()), "gamma": 0.}
             rows.append({"trust": trust} | found)

@@ -347,7 +347,7 @@ def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_pat
     assert compare_table(rows, "ausuc").loc["cc", "settings"] == 2
     report(rows, tmp_path)
     text = (tmp_path/"table.txt").read_text()
-    assert "lost: S (no unseen classes)" in text and (tmp_path/"figures"/"ranks.pdf").exists()
+    assert "lost: S (no unseen test rows)" in text and (tmp_path/"figures"/"ranks.pdf").exists()
     cells = {line.split()[0]: line for line in text.splitlines()[4:8]}   # the mean of one setting is no mean over three
     assert "9 of 9" in cells["cc"] and "51.0" in cells["cc"] and "3 of 9" in cells["eszsl"] and "91.0" not in cells["eszsl"]
 

@@ -13,9 +13,10 @@ from scipy.sparse import csr_array
 from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.core import PZSLError
 from pzsl_nb.estimator import CLIPPZSL, as_candidates
-from pzsl_nb.evidence import _crossed
+from pzsl_nb.evidence import FEWEST, _crossed
 from pzsl_nb.selection import choose
 from pzsl_nb.task import CandidateSets
+from pzsl_nb.training import run
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
 
 W = World()
@@ -275,6 +276,31 @@ def test_names_that_leave_a_doubt(candidates, names, told):
 def test_a_setting_that_is_no_number(wrong):
     name, value = *wrong, *wrong.values()
     with pytest.raises(PZSLError, match=f"{name}: .*cannot be used; give a number.*or 'auto'"): fit(estimator(**wrong))
+
+
+@pytest.mark.parametrize("wrong, number", [
+    ({"epochs": -1}, "whole number from 0 up"), ({"epochs": 1.5}, "whole number"), ({"batch_size": 0}, "whole number from 1 up"),
+    ({"inner": 0}, "whole number from 1 up"), ({"folds": 1}, "whole number from 2 up"), ({"negatives": True}, "whole number"),
+    ({"lr": -1}, "number from 0 up"), ({"lr": "a"}, "number from 0 up"), ({"cross_entropy": -1}, "number from 0 up"),
+    ({"logit_scale": np.nan}, "number above 0"), ({"logit_scale": -1.}, "number above 0")], ids=str)
+def test_a_setting_out_of_range(wrong, number):
+    name, value = *wrong, *wrong.values()
+    with pytest.raises(PZSLError, match=f"{name}: {value!r} cannot be used; give a {number}"): fit(estimator(**wrong))
+
+
+@pytest.mark.parametrize("per_class", [FEWEST - 1, FEWEST, 3*FEWEST])
+def test_beliefs_stay_with_the_evidence_where_images_are_few(monkeypatch, per_class):
+    w, trained = World(per_class=per_class), []
+    def noted(trainer, *given, **more):
+        before = trainer.beliefs.weights.clone()
+        done = run(trainer, *given, **more)
+        trained.append((trainer.beliefs.coverage.sum() >= FEWEST*len(trainer.beliefs.sets.indices.unique()),
+                        not torch.equal(before, trainer.beliefs.weights)))
+        return done
+    monkeypatch.setattr("pzsl_nb.estimator.run", noted)
+    fit(estimator(unseen=.5, apprentice=0., dropped=0.), w)
+    assert len(trained) == 3 and all(many == moved for many, moved in trained)
+    assert trained[-1] == (per_class >= FEWEST,)*2
 
 
 def test_fit_changes_none_of_its_input():

@@ -211,7 +211,9 @@ def test_curve_needs_both_sides():
 def test_plateau_by_hand():
     gamma = torch.tensor([-torch.inf, 0., 1., 2., torch.inf]).double()
     S, U = torch.tensor([1., .8, .5, .498, 0.]).double(), torch.tensor([0., .2, .5, .502, .6]).double()
-    assert plateau_gamma(Curve(gamma, S, U)) == (1.5, pytest.approx(.5))   # H: 0, .32, .5, .49998, 0
-    assert plateau_gamma(Curve(gamma, S, U), within=1e-9)[0] == 1.
+    H = [0, .32, .5, .49998, 0]   # each from its gamma to the next
+    assert plateau_gamma(Curve(gamma, S, U)) == ((1.5 + 2)/2, pytest.approx(H[2]))   # the last stretch has no middle
+    assert plateau_gamma(Curve(gamma, S, U), within=1e-9)[0] == 1.5
+    assert plateau_gamma(Curve(gamma, S, U), within=.2)[0] == pytest.approx((.5 + 1.5 + 2)/3)
     below = plateau_gamma(Curve(gamma, -S, U))   # estimates may be negative
-    assert below == (1., 0.)
+    assert below == (pytest.approx((.5 + 1.5 + 2)/3), 0.)
