@@ -523,7 +523,7 @@ def evidence_text(
         join = f"Wrong labels join the {sooner}, the more frozen CLIP takes them for true."
     third = f", an apprentice {w['apprentice']:g}" if w["apprentice"] else ""
     return (f"Evidence: frozen CLIP's word counts {w['words']:g}, other images {w['pictures']:g}{third}. {join} "
-            f"{100*witnesses['dropped']:.0f} % of the sets lack the truth.")
+            f"{100*witnesses['dropped']:.0f} % of the sets seem to lack the truth.")
 
 
 def results_table(
