@@ -143,7 +143,8 @@ def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
     if table and all(((part.float().norm(dim=1) - 1).abs() < 1e-3).all() for part in X.split(rows_at_once(X.shape[1]))):
         if reset: est.n_features_in_ = X.shape[1]
         if X.shape[1] == est.n_features_in_: return X
-    return torch.nn.functional.normalize(torch.as_tensor(validate_data(est, X, dtype=np.float32, reset=reset)), dim=1)
+    table = np.require(validate_data(est, X, dtype=np.float32, reset=reset), requirements=["C", "W"])
+    return torch.nn.functional.normalize(torch.from_numpy(table), dim=1)
 
 
 def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
@@ -177,6 +178,16 @@ def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
     return seen
 
 
+def _check_attributes(given: Any, count: int) -> Tensor | None:
+    "The (C, a) attributes of so many classes, where there are some."
+    if given is None: return None
+    attributes = torch.as_tensor(given, dtype=torch.float32)
+    if attributes.ndim != 2 or len(attributes) != count:
+        raise PZSLError(f"attributes: shape {tuple(attributes.shape)}; give one row of numbers for each of {count} "
+                        "classes")
+    return attributes
+
+
 def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor, sets: CandidateSets) -> Tensor:
     "Unit label features: those given, else from names by the encoder, else mean images."
     if given is not None:
@@ -184,6 +195,9 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
         if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
             raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
                             f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
+        if len(zero := (t == 0).all(1).nonzero()[:, 0]):
+            raise PZSLError(f"label_features: row {listing(zero.tolist())} is all zeros, which has no direction; "
+                            "make it again, or leave the class out")
         return torch.nn.functional.normalize(t, dim=1)
     if model.encoder is not None:
         from pzsl_nb.encoders import label_features
@@ -336,7 +350,7 @@ def fit(
     "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
     if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
     x, sets, classes = _check_input(self, X, candidates, class_names)
-    attributes = None if attributes is None else torch.as_tensor(attributes, dtype=torch.float32)
+    attributes = _check_attributes(attributes, len(classes))
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
     content = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen)
     same = content_hash(content, self._plain_settings(), repr(self.objective), repr(self.architecture), attributes)

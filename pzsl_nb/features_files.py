@@ -91,8 +91,10 @@ def _check_class_labels(labels: np.ndarray, rows: int, n_classes: int, lowest: i
     if len(labels) != rows: return f"has {len(labels):,} labels for {rows:,} rows of features; give one for each"
     if len(bad := np.flatnonzero((labels < lowest) | (labels >= n_classes))):
         there = listing(np.unique(labels[bad]).astype(np.int64))
+        from_one = labels.min() == 1
+        mend = "if they were counted from 1, subtract it" if from_one else "correct them, or leave these rows out"
         return (f"is {there} in row {listing(bad)}, but 'text' has {n_classes} rows, so that classes run from "
-                f"0 to {n_classes - 1}; if they were counted from 1, subtract it")
+                f"0 to {n_classes - 1}; {mend}")
     return None
 
 
@@ -101,7 +103,8 @@ def _check_per_class(key: str, array: np.ndarray | list[str], n_classes: int) ->
     shape = np.shape(array) if isinstance(array, np.ndarray) else (len(array),)
     if shape[:1] != (n_classes,) or len(shape) != 1 + (key == "attributes"):
         wanted = f"({n_classes}, attributes)" if key == "attributes" else f"({n_classes},)"
-        return f"has shape {shape}; 'text' has {n_classes} rows, so it must be {wanted}"
+        mend = "; of a list of classes, np.isin(np.arange(C), list) makes that" if key == "unseen" else ""
+        return f"has shape {shape}; 'text' has {n_classes} rows, so it must be {wanted}{mend}"
     if key == "names" and len(set(array)) < n_classes:
         twice = [repr(name) for name, times in Counter(array).items() if times > 1]
         return f"repeats {listing(twice)}; make the names different"

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from scipy.sparse import csr_array
@@ -286,6 +287,23 @@ def test_a_setting_that_is_no_number(wrong):
 def test_a_setting_out_of_range(wrong, number):
     name, value = *wrong, *wrong.values()
     with pytest.raises(PZSLError, match=f"{name}: {value!r} cannot be used; give a {number}"): fit(estimator(**wrong))
+
+
+def test_words_and_attributes_that_cannot_be():
+    zero = W.t.clone()
+    zero[[2, 5]] = 0
+    with pytest.raises(PZSLError, match="label_features: row 2, 5 is all zeros"):
+        estimator().fit(W.x, W.sets, zero, seen=W.seen)
+    with pytest.raises(PZSLError, match="attributes: shape .2, 3.; give one row of numbers for each of 9"):
+        fit(estimator(), attributes=np.ones((2, 3)))
+
+
+def test_a_table_of_pandas_is_no_reason_to_warn():
+    est = estimator(**BY_HAND)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        est.fit(pandas.DataFrame(2*W.x.numpy()), W.sets, W.t, seen=W.seen)
+        assert len(est.predict(pandas.DataFrame(W.x_test.numpy()))) == len(W.x_test)
 
 
 @pytest.mark.parametrize("per_class", [FEWEST - 1, FEWEST, 3*FEWEST])
