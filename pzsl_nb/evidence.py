@@ -332,7 +332,8 @@ class EvidentBeliefs(Beliefs):
         moving: bool = True,   # False: they stay what they were, as they do with fewer than `FEWEST` images a class
         every: int = 2,        # epochs from one look at pictures to the next
     ):
-        enough = float(evidence.coverage.sum()) >= FEWEST*int((sets.indices.bincount() > 0).sum())
+        asked = evidence.witnesses.pictures > 0   # an apprentice hears no pictures, so none can lead it astray
+        enough = not asked or len(sets) >= FEWEST*int((sets.indices.bincount() > 0).sum())
         super().__init__(sets, evidence.beliefs, moving and enough, evidence.surprise, evidence.coverage)
         self.x, self.every, self.weight, self.pictures = x, every, evidence.witnesses.pictures, None
         self.surprise = evidence.surprise

@@ -312,13 +312,16 @@ def test_beliefs_stay_with_the_evidence_where_images_are_few(monkeypatch, per_cl
     def noted(trainer, *given, **more):
         before = trainer.beliefs.weights.clone()
         done = run(trainer, *given, **more)
-        trained.append((trainer.beliefs.coverage.sum() >= FEWEST*len(trainer.beliefs.sets.indices.unique()),
+        trained.append((len(trainer.x) >= FEWEST*len(trainer.beliefs.sets.indices.unique()),
                         not torch.equal(before, trainer.beliefs.weights)))
         return done
     monkeypatch.setattr("pzsl_nb.estimator.run", noted)
     fit(estimator(unseen=.5, apprentice=0., dropped=0.), w)
     assert len(trained) == 3 and all(many == moved for many, moved in trained)
     assert trained[-1] == (per_class >= FEWEST,)*2
+    trained.clear()
+    fit(estimator(unseen=.5, apprentice=.5, pictures=0.), w)   # where pictures have no say, nothing leads astray
+    assert trained and all(moved for _, moved in trained)
 
 
 def test_fit_changes_none_of_its_input():
