@@ -157,6 +157,7 @@ class Evidence:
     coverage: Tensor   # (n,) chance that the set holds the truth
     surprise: Tensor   # (nnz,) -ln q: what its mere presence says for a candidate
     log_likelihood: float  # of the sets, in nats, mean over the rows of the fit, less the penalty
+    partial: bool = False  # about a part of the images that the numbers were fitted on
 
     def __repr__(self):
         found = ", ".join(f"{name} {value:.3g}" for name, value in vars(self.witnesses).items())
@@ -175,7 +176,7 @@ class Evidence:
         left = torch.zeros(len(rows)).index_add(0, local_row, self.beliefs[position])
         beliefs = segment_softmax(self.beliefs[position].clamp_min(1e-30).log(), local_row, len(rows))
         return Evidence(self.witnesses, beliefs, self.coverage[rows]*left.clamp(max=1.), self.surprise[position],
-                        self.log_likelihood)
+                        self.log_likelihood, partial=True)
 
 # %% ../nbs/35_evidence.ipynb #35-020
 _NUMBERS = {   # where each number starts, and its bounds; all but the last are positive and fitted as logarithms
@@ -319,7 +320,7 @@ def gather_evidence(
     return _hear(court, pictures, beliefs, fixed, rounds, .3)
 
 # %% ../nbs/35_evidence.ipynb #35-034
-FEWEST = 6   # images of each class that is a candidate, below which beliefs stay with the evidence
+FEWEST = 3   # images a class, below which beliefs stay with the evidence; twice as many of a part of all images
 
 
 class EvidentBeliefs(Beliefs):
@@ -329,11 +330,11 @@ class EvidentBeliefs(Beliefs):
         sets: CandidateSets,   # n candidate sets
         evidence: Evidence,    # about them
         x: Tensor,             # (n, d) image features; may be memory-mapped
-        moving: bool = True,   # False: they stay what they were, as they do with fewer than `FEWEST` images a class
+        moving: bool = True,   # False: they stay what they were, as they do where images are few
         every: int = 2,        # epochs from one look at pictures to the next
     ):
         asked = evidence.witnesses.pictures > 0   # an apprentice hears no pictures, so none can lead it astray
-        enough = not asked or len(sets) >= FEWEST*int((sets.indices.bincount() > 0).sum())
+        enough = not asked or len(sets) >= FEWEST*(1 + evidence.partial)*int((sets.indices.bincount() > 0).sum())
         super().__init__(sets, evidence.beliefs, moving and enough, evidence.surprise, evidence.coverage)
         self.x, self.every, self.weight, self.pictures = x, every, evidence.witnesses.pictures, None
         self.surprise = evidence.surprise

@@ -177,6 +177,12 @@ def test_few_images_a_class_do_not_speak_for_each_other():
         beliefs.update(position, local_row, torch.zeros(len(position)))
         same = torch.equal(beliefs.weights, before[0]), torch.equal(beliefs.odds, before[1])
         assert beliefs.moving == moving and same == (not moving, not moving), per_class
+    for per_class in (2*FEWEST - 1, 2*FEWEST):   # of a part of the images, on whose whole the numbers were fitted, twice as many
+        w = World(per_class=2*per_class)
+        found = gather_evidence(w.x, w.t, w.sets, w.seen, 20., {"words": 1., "pictures": .1, "dropped": 0.})
+        half = torch.arange(0, len(w.x), 2)
+        part = EvidentBeliefs(w.sets.select(half), found.restrict(w.sets, half, w.seen), w.x[half])
+        assert part.moving == (per_class >= 2*FEWEST) and EvidentBeliefs(w.sets, found, w.x).moving
     w = World(per_class=2)
     unasked = gather_evidence(w.x, w.t, w.sets, w.seen, 20., {"words": 1., "pictures": 0., "dropped": 0.})
     assert EvidentBeliefs(w.sets, unasked, w.x).moving   # as an apprentice's, who hears no pictures
