@@ -173,7 +173,7 @@ def test_attributes(tmp_path, name):
     assert torch.equal(probabilities(again, world.x_test), probabilities(est, world.x_test))
     with pytest.raises(PZSLError, match="10 labels are asked for, and 9 classes"):
         est.add_classes([9], torch.randn(1, 16)).predict(world.x_test)
-    with pytest.raises(PZSLError, match="8 rows for 9 classes"): fit(a[:8])
+    with pytest.raises(PZSLError, match="shape .8, 5.; give one row of numbers for each of 9 classes"): fit(a[:8])
 
 
 @pytest.mark.parametrize("name", ["coop", "tip-adapter", "eszsl", "attribute-map", "pico"])
