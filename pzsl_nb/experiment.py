@@ -26,7 +26,7 @@ from .methods import METHODS, method_settings
 from .core import (PZSLError, atomic_path, content_hash, html_table, listing, patch_to, peak_memory_mb,
                           pick_device, processes, progress_bar, read_json, read_npz, write_json)
 from .disambiguation import clip_prior
-from .estimator import CLIPPZSL
+from .estimator import CLIPPZSL, RANGES
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
                              expected_calibration_error, flips, gzsl_metrics, seen_unseen_curve, top_belief)
 from .sources import Reading, load_task
@@ -115,12 +115,7 @@ class Config:
         return Config.from_dict(self.plain() | pairs)
 
 # %% ../nbs/50_experiment.ipynb #50-007
-_RANGES = {"epochs": (0, 10**6), "lr": (0, 10), "weight_decay": (0, 100), "batch_size": (1, 10**7),
-           "words": (0, 100), "pictures": (0, 100), "apprentice": (0, 100), "dropped": (0, .999), "slope": (0, 100),
-           "trust": (0, 1), "folds": (2, 100), "seed": (0, 2**31), "gamma": (-1e6, 1e6),
-           "inner": (1, 10**5), "heads": (1, 10**4),
-           "cross_entropy": (0, 1e6), "unseen": (0, 1e6), "negatives": (1, 10**9),
-           "min_votes": (1, 10**6), "fold": (0, 10**3)}
+_RANGES = RANGES | {"seed": (0, 2**31), "min_votes": (1, 10**6), "fold": (0, 10**3)}
 
 
 def _from_text(text: str) -> Any:
@@ -142,7 +137,7 @@ def _checked(item: dataclasses.Field, value: Any) -> Any:
     if not good: raise PZSLError(f"config: {item.name} is {value!r}; it must be {wanted}")
     low, high = _RANGES.get(item.name, (None, None))
     if low is not None and not isinstance(value, str) and not low <= value <= high:
-        raise PZSLError(f"config: {item.name} is {value}; it must lie between {low} and {high}")
+        raise PZSLError(f"config: {item.name} is {value}; it must lie between {low:,.10g} and {high:,.10g}")
     return value
 
 # %% ../nbs/50_experiment.ipynb #50-010
