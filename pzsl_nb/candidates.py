@@ -33,13 +33,13 @@ def _heads(rng: np.random.Generator, coins: int, q: float) -> np.ndarray:
 @dataclass(frozen=True, eq=False)
 class Draw:
     "What a candidate rule may use."
-    rng: np.random.Generator
+    rng: np.random.Generator          # seeded
     labels: np.ndarray                # (n,) int64, truth among the seen classes 0..C_s-1
     n_seen: int                       # C_s
     superclass: np.ndarray | None     # (C_s,) int64
     features: Tensor | None           # (n, d)
     label_features: Tensor | None     # (C_s, d)
-    logit_scale: float
+    logit_scale: float                # what cosines are multiplied by
 
     @property
     def rows(self) -> np.ndarray: return np.arange(len(self.labels))   # (n,)
@@ -226,11 +226,16 @@ def make_candidates(
     "Candidate sets drawn by a rule: one for every label, over all C classes, with seen ones only."
     rule = rule if isinstance(rule, Rule) else parse_rule(rule)
     labels, seen = torch.as_tensor(labels, device="cpu"), torch.as_tensor(seen, device="cpu")
+    for thing, given, count in (("features", features, len(labels)), ("label_features", label_features, len(seen)),
+                                ("superclass", superclass, len(seen))):
+        if given is not None and len(given) != count:
+            raise PZSLError(f"candidate rule {rule}: {len(given):,} {thing} for {count:,}; give one for each")
     ids = seen.nonzero()[:, 0].numpy()   # of the seen classes
     if len(ids) < 2: raise PZSLError(f"candidate rule {rule}: {len(ids)} class is seen; at least 2 are needed")
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= len(seen) or not seen[labels].all():
-        raise PZSLError(f"candidate rule {rule}: the {len(labels)} labels must all be of seen classes; "
-                        "leave the other rows out")
+    whole = len(labels) > 0 and not labels.dtype.is_floating_point
+    if not whole or labels.min() < 0 or labels.max() >= len(seen) or not seen[labels].all():
+        raise PZSLError(f"candidate rule {rule}: the {len(labels)} labels must all be of seen classes, "
+                        "by number; leave the other rows out")
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise PZSLError(f"seed: {seed!r} cannot be used; give a whole number from 0 upwards")
     draw = Draw(np.random.default_rng(seed), np.searchsorted(ids, labels.numpy()), len(ids),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -188,18 +189,19 @@ def label_prompts(
     templates: Sequence[str] = TEMPLATES,    # every one has a {} for the phrase
 ) -> list[list[str]]:
     "The sentences that stand for each class."
-    if isinstance(names, str) or not len(names):
+    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray) or not len(names):
         raise PZSLError(f"class names: {names!r} is no list of names; give each class a name or a list of phrases")
+    if isinstance(templates, str): templates = (templates,)
     if len(bad := [t for t in templates if "{}" not in t]) or not templates:
         raise PZSLError(f"templates: {listing(map(repr, bad)) or 'there are none'}; each one needs a {{}} for the name")
-    phrases = [[n] if isinstance(n, str) else list(n) for n in names]
+    phrases = [list(n) if isinstance(n, Sequence) and not isinstance(n, str) else [n] for n in names]
     if len(bad := [i for i, p in enumerate(phrases) if not p or not all(isinstance(s, str) and s.strip() for s in p)]):
         raise PZSLError(f"class names: class {listing(bad)} has an empty name or no phrase; give each class some words")
     return [[t.replace("{}", p) for p in ps for t in templates] for ps in phrases]
 
 
 def label_features(
-    encoder: Encoder,
+    encoder: Encoder,                      # whose `encode_text` is asked
     names: Sequence,                       # C classes, each a name or a list of phrases
     templates: Sequence[str] = TEMPLATES,  # every one has a {} for the phrase
 ) -> Tensor:                               # (C, d)

@@ -6,7 +6,7 @@
 __all__ = ['load_features_npz', 'load_features_safetensors', 'save_features']
 
 # %% ../nbs/12_features_files.ipynb #12-003
-import json, os, struct
+import json, os, re, struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ _OPTIONAL = (*_TEXTS, "X_val", "y_val", "logit_scale", "superclass", "attributes
 
 def _check_keys(path: Path, keys: Iterable[str]) -> None:
     "A file may hold what nobody reads, but no candidate sets that would be overlooked."
-    if lost := [key for key in keys if key.lower().startswith("candidate") and key not in _OPTIONAL]:
+    if lost := [key for key in keys if re.search("candidate|partial", key.lower()) and key not in _OPTIONAL]:
         raise PZSLError(f"{path}: key {listing(map(repr, lost))} is not one that is read; save candidate sets as "
                         "'candidates_indptr' and 'candidates_indices' (those of a scipy.sparse matrix), or rename it")
 

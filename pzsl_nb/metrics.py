@@ -156,7 +156,8 @@ def best_gamma(
                         "validation needs classes that play seen and classes that play unseen")
     at = int(H.argmax())
     if H[at] == 0: return 0., 0.
-    low, high = (float(curve.gamma[min(k, len(H) - 1)]) for k in (at, at + 1))
+    other = (H[at:] != H[at]).nonzero()   # not simply the next point, which may change nothing
+    low, high = float(curve.gamma[at]), float(curve.gamma[at + int(other[0]) if len(other) else -1])
     middle = (low + high)/2
     return (middle if low < middle < high else low), float(H[at])
 
@@ -211,7 +212,8 @@ def flips(
     top_a: Tensor,  # (n,) classes on top at one time, from `top_belief`
     top_b: Tensor,  # (n,) and at another
 ) -> float:
-    "Share of rows whose top class has changed."
+    "Share of rows whose top class has changed; `PZSLError` where there are not as many rows at both times."
+    if len(top_a) != len(top_b): raise PZSLError(f"flips: {len(top_a):,} rows, then {len(top_b):,}; give the same")
     return float((top_a != top_b).double().mean())
 
 # %% ../nbs/40_metrics.ipynb #40-039
@@ -256,7 +258,7 @@ def approximated_accuracy(
 def accuracy_from_covering(
     covering: float | Tensor,  # covering rate of predictions on sets that were not trained on, or 0 and 1 row by row
     q: float,         # chance of each wrong label, as in `uniform:q`
-) -> float:
+) -> float | Tensor:  # of the shape of `covering`
     "Estimated accuracy, (covering - q)/(1 - q); below 0 where predictions are worse than the rule allows for."
     if not 0 <= q < 1:
         raise PZSLError(f"accuracy_from_covering: q is {q}; it can be solved from 0 up to, not including, 1")

@@ -120,10 +120,14 @@ def positions(
 @patch_to(CandidateSets)
 def select(
     self,
-    rows: Tensor,  # (k,) int64, in any order, repeats allowed
+    rows: Tensor,  # (k,) int64, in any order, repeats allowed; or (n,) bool
 ) -> CandidateSets:
-    "The sets of some rows, in the order asked for."
-    rows = torch.as_tensor(rows, dtype=torch.int64, device=self.indptr.device)
+    "The sets of some rows, in the order asked for; `PZSLError` where a mask is of another length."
+    rows = torch.as_tensor(rows, device=self.indptr.device)
+    if rows.dtype == torch.bool:
+        if len(rows) != len(self): raise PZSLError(f"rows: a mask of {len(rows):,} for {len(self):,} sets; one each")
+        rows = rows.nonzero()[:, 0]
+    rows = rows.long()
     position, _ = self.positions(rows)
     ends = self.sizes[rows].cumsum(0)
     return CandidateSets(torch.cat([ends.new_zeros(1), ends]), self.indices[position], self.n_classes)
@@ -381,9 +385,10 @@ def _check_sets_of(task: Task, sets: CandidateSets) -> None:
 def _check_part(task: Task, part: str) -> None:
     "Raise unless the labels of some rows fit these, and only test rows are of unseen classes."
     rows, labels = getattr(task, f"{part}features"), getattr(task, f"{part}labels")
-    if labels is None and (rows is None or part == ""): return   # training rows need no truth
+    if labels is None and (part == "" or rows is None and part == "validation_"): return   # training needs no truth
     if rows is None or labels is None:
-        raise PZSLError(f"{task.name}: {part}features and {part}labels come together; one of them is missing")
+        raise PZSLError(f"{task.name}: {part}features and {part}labels come together, and one of them is missing; "
+                        "where there are no rows, give tables without any")
     lowest = -1 if part == "test_" else 0
     _check_labels(f"{task.name}: {part.replace('_', ' ')}labels", labels, len(rows), task.n_classes, lowest)
     if part != "test_" and (bad := ~task.seen[labels]).any():
@@ -401,7 +406,7 @@ def _check_names(name: str, class_names: Sequence[str], count: int) -> None:
 
 
 def _check_classes(task: Task) -> None:
-    "Raise unless names, split and superclasses describe the same C classes."
+    "Raise unless names, split, superclasses and attributes describe the same C classes."
     count = task.n_classes
     for thing in ("seen", "superclass"):
         values = getattr(task, thing)
@@ -412,6 +417,10 @@ def _check_classes(task: Task) -> None:
     if task.seen.sum() < 2:
         raise PZSLError(f"{task.name}: {int(task.seen.sum())} of {count} classes are seen; at least 2 are needed")
     _check_names(task.name, task.class_names, count)
+    a = task.attributes
+    if a is not None and not (a.ndim == 2 and len(a) == count and a.isfinite().all()):
+        raise PZSLError(f"{task.name}: attributes of shape {tuple(a.shape)} do not fit, or are not finite; give one "
+                        f"row of numbers for each of the {count} label features")
     if not (task.logit_scale > 0 and task.logit_scale < float("inf")):
         raise PZSLError(f"{task.name}: logit_scale is {task.logit_scale}; it must be a positive number (CLIP: 100)")
 
@@ -497,6 +506,9 @@ def _unit(thing: str, values: Any) -> Tensor:
     if (bad := (length[:, 0] == 0)).any():
         raise PZSLError(f"{thing}: row {_rows(bad)} is all zeros and has no direction; "
                         "extract it again or leave it out")
+    if (bad := ~length[:, 0].isfinite()).any():
+        raise PZSLError(f"{thing}: row {_rows(bad)} is too long for {str(array.dtype)[6:]}; divide the whole table "
+                        "by a large number")
     return (array/length).float()
 
 # %% ../nbs/01_task.ipynb #01-045

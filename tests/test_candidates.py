@@ -152,6 +152,14 @@ def test_bad_input_is_refused(labels, seen, seed, message):
         make_candidates("uniform:0.3", torch.tensor(labels, dtype=torch.int64), seen, seed)
 
 
+@pytest.mark.parametrize("more, message", [
+    ({"features": torch.ones(9, 4)}, "9 features for 3;"), ({"label_features": torch.ones(2, 4)}, "2 label_features for"),
+    ({"superclass": torch.zeros(2)}, "2 superclass for")])
+def test_tables_of_another_length_are_refused(more, message):
+    with pytest.raises(PZSLError, match=message): make_candidates("uniform:0.3", torch.tensor([0, 1, 0]), SEEN, 0, **more)
+    with pytest.raises(PZSLError, match="by number"): make_candidates("uniform:0.3", torch.tensor([0., 1.]), SEEN, 0)
+
+
 @pytest.mark.parametrize("rule, missing", [("similar:0.3", "label_features"), ("hierarchical:0.3", "superclass")])
 def test_rules_say_what_they_lack(rule, missing):
     with pytest.raises(PZSLError, match=missing): make_candidates(rule, LABELS, SEEN, 0)

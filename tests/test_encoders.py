@@ -77,7 +77,7 @@ def test_a_package_that_is_not_installed():
     with pytest.raises(PZSLError, match="pip install transformers"): load_encoder("ViT-B-16-SigLIP", "webli")
 
 
-@pytest.mark.parametrize("names", ["red star", [], [""], [["red star", 3]]])
+@pytest.mark.parametrize("names", ["red star", [], [""], [["red star", 3]], [1, 2], ["a", None], iter(["a"])])
 def test_names_that_are_no_names(encoder, names):
     with pytest.raises(PZSLError, match="class names"): label_features(encoder, names)
 

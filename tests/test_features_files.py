@@ -139,7 +139,7 @@ bad_arrays = pytest.mark.parametrize("key, changes, message", BAD,
                                      ids=[f"{i}-{key}" for i, (key, _, _) in enumerate(BAD)])
 
 
-@pytest.mark.parametrize("key", ["candidates", "candidate_indptr", "Candidates_indices"])
+@pytest.mark.parametrize("key", ["candidates", "candidate_indptr", "Candidates_indices", "train_candidates", "partial_labels"])
 def test_sets_under_another_name_are_not_overlooked(save, save_mapped, key):
     for load, path in ((load_features_npz, save), (load_features_safetensors, save_mapped)):
         with pytest.raises(PZSLError, match=f"'{key}' is not one that is read; save .*candidates_indptr"):

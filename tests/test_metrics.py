@@ -115,6 +115,13 @@ def test_best_gamma_gives_the_h_it_promises(seed):
     assert gzsl_metrics(top, labels, seen, gamma)["H"] == pytest.approx(H)
 
 
+def test_a_row_that_is_wrong_either_way_does_not_end_the_stretch():
+    seen = torch.tensor([True, True, False])
+    top = top_scores(torch.tensor([[0., 1, 0], [5, 0, 0], [0, 0, 1]]), seen)   # the first, at 1, is wrong on both sides
+    gamma, H = best_gamma(seen_unseen_curve(top, torch.tensor([0, 0, 2]), seen))
+    assert gamma == 2 and H == pytest.approx(2/3)   # in the middle of -1 and 5
+
+
 def test_best_gamma_is_the_best_of_all():
     scores, labels, seen = problem(3)
     top = top_scores(scores + 1.5*seen, seen)

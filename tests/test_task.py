@@ -187,6 +187,10 @@ ONE_EACH = CandidateSets.from_pairs(torch.arange(30), torch.arange(30) % 6, 30, 
     (changed(logit_scale=float("nan")), "logit_scale"),
     (changed(superclass=torch.arange(4)), "superclass has shape (4,)"),
     (changed(validation_features=torch.randn(3, 4)), "come together"),
+    (changed(test_features=None, test_labels=None), "where there are no rows, give tables without any"),
+    (changed(attributes=torch.zeros(5, 2)), "attributes of shape (5, 2)"),
+    (changed(attributes=torch.full((6, 2), torch.nan)), "or are not finite"),
+    (changed(features=torch.full((30, 4), 1e25)), "too long for float32"),
     (changed(candidates=ONE_EACH.select(torch.arange(29))), "do not fit 30 training rows"),
     (changed(candidates=CandidateSets.from_pairs(torch.arange(30), torch.arange(30) % 6, 30, 7)), "over 7 classes"),
     (changed(candidates=CandidateSets.from_lists([[c, 5] for c in (torch.arange(30) % 6).tolist()], 6)),
@@ -197,6 +201,12 @@ ONE_EACH = CandidateSets.from_pairs(torch.arange(30), torch.arange(30) % 6, 30, 
 def test_bad_tasks_are_refused(build, message):
     with pytest.raises(PZSLError) as caught: build()
     assert message in str(caught.value)
+
+
+def test_a_mask_selects_as_in_pytorch():
+    mask = torch.arange(30) % 3 == 0
+    assert ONE_EACH.select(mask).indices.tolist() == ONE_EACH.indices[mask].tolist()
+    with pytest.raises(PZSLError, match="a mask of 3 for 30 sets"): ONE_EACH.select(mask[:3])
 
 
 def test_a_task_checks_what_is_changed_later():
