@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CandidateNLL', 'RiskConsistent', 'Progressive', 'label_correction', 'centred', 'candidate_mask', 'LeveragedWeighted',
-           'ClassActivation', 'AverageLoss', 'weights_over_epochs']
+           'ClassActivation', 'AverageLoss', 'weights_over_epochs', 'toy_pictures', 'draw_weights']
 
 # %% ../nbs/43_baselines.ipynb #43-002
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor
 
+from .candidates import make_candidates
+from .core import seed_everything
 from .disambiguation import segment_softmax
 from .estimator import CLIPPZSL
 from .loss import Batch, row_sum, seen_log_probabilities, weighted_cross_entropy
@@ -80,7 +82,6 @@ def candidate_mask(batch: Batch) -> Tensor:  # (b, C) bool
 class LeveragedWeighted(Progressive):
     "Sigmoid losses on candidates and on all others, leveraged by `beta` (LWS, ICML 2021, eq. 2)."
     beta: float = 1.   # weight of the labels outside of the set
-    opinion = Progressive.opinion
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to 1 + beta
         "The loss of a batch: kept weights inside the set, those of the pass outside."
@@ -133,3 +134,49 @@ def weights_over_epochs(
     est.fit(x, sets, label_features, seen=seen,
             on_epoch=lambda trainer: kept.append(trainer.beliefs.weights.to("cpu", copy=True)) or {})
     return torch.stack(kept)
+
+
+def toy_pictures(
+    classes: int = 12,           # seen ones; four more are unseen
+    each: int = 12,              # images of a seen class
+    rule: str = "uniform:0.4",   # of the candidate sets
+    seed: int = 3,
+) -> tuple[Tensor, CandidateSets, Tensor, Tensor, Tensor]:  # images (n, 16), sets, labels (C, 16), seen, truth (n,)
+    "Made-up images that all lie beside their names in one and the same way."
+    seed_everything(seed)
+    t = F.normalize(torch.randn(classes + 4, 16), dim=1)
+    seen, y = torch.arange(classes + 4) < classes, torch.arange(classes).repeat_interleave(each)
+    shift = torch.randn(16, 3) @ torch.randn(3, 16)/3
+    x = F.normalize(t[y] + t[y] @ shift + .25*torch.randn(len(y), 16), dim=1)
+    return x, make_candidates(rule, y, seen, seed=seed), t, seen, y
+
+
+def draw_weights(
+    rules: dict[str, Any],  # losses, by the name that stands above the panel
+    columns: int = 4,       # panels in a line
+) -> dict[str, float]:      # by name: at last, the share of `toy_pictures` whose top candidate is the truth
+    "Weights of true labels over the epochs, and how often the truth is on top, which equal candidates share."
+    import matplotlib.pyplot as plt
+    x, sets, t, seen, y = toy_pictures()
+    true, lines, found = sets.indices == y[sets.rows], -(-len(rules)//columns), {}
+    axes = plt.subplots(lines, columns, figsize=(2.3*columns, 1.9*lines + .2), sharex=True, sharey=True, squeeze=False,
+                        layout="constrained")[1]
+    for k in range(len(rules), axes.size):
+        axes.flat[k].set_visible(False)
+        axes.flat[k - columns].tick_params(labelbottom=True)   # the one above it
+    for ax, (name, rule) in zip(axes.flat, rules.items()):
+        w = weights_over_epochs({"objective": rule, "start": "uniform"}, x, sets, t, seen)
+        best = torch.stack([torch.zeros(len(y)).scatter_reduce(0, sets.rows, row, "amax") for row in w])
+        first = (w == best[:, sets.rows]).double()
+        right = (first[:, true]/torch.zeros(len(w), len(y)).double().index_add(1, sets.rows, first)).mean(1)
+        epochs = range(1, len(w) + 1)
+        ax.plot(epochs, w[:, true][:, ::6], color="#0072B2", lw=.5, alpha=.35)
+        ax.plot(epochs, w[:, true].mean(1), color="#0072B2", lw=2.2)
+        ax.plot(epochs, right, "o", color="#D55E00", ms=2.5)
+        ax.set_title(name, fontsize=9, loc="left"); ax.spines[["top", "right"]].set_visible(False)
+        found[name] = round(float(right[-1]), 2)
+    for ax in axes[:, 0]: ax.set_ylabel("weight of the truth", fontsize=8)
+    for ax in axes[-1]: ax.set_xlabel("epoch", fontsize=8)
+    axes[0, 0].set(ylim=(0, 1.03), xlim=(0, len(w) + .5))
+    return found
+

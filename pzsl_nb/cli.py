@@ -109,7 +109,8 @@ Data = Annotated[str, Option("--data", metavar="KIND:PATH", help=
     "with its folder: cifar10n:DIR, cub:DIR and others, see pzsl check --help.")]
 Candidates = Annotated[Optional[str], Option("--candidates", metavar="RULE:ARGS", help=
     "How candidate sets are drawn from true labels: uniform:Q, binomial:Q, uss, pair:Q, hierarchical:Q, similar:Q or "
-    "noisy:Q,ETA, where Q is the chance of a wrong label. Without it: the sets in the data, else uniform:0.3.")]
+    "noisy:Q,ETA, where Q is the chance of a wrong label and ETA that the true one is left out. Without it: the sets "
+    "in the data, else uniform:0.3.")]
 Method = Annotated[str, Option("--method", help=
     "clip-pzsl, zero-shot (frozen CLIP), supervised (true labels), or a rival: cc, rc, proden, lws, cavl, abs-gce, "
     "abs-mae, crdpll, pico, papi, pop (partial labels), coop, tip-adapter (CLIP), eszsl, attribute-map (zero-shot).")]
@@ -199,7 +200,7 @@ def ablation_text(
     from pzsl_nb.plots import mean_interval
     def cell(variant: str, key: str) -> str:
         mean, half = mean_interval([row[key] for row in rows if row["variant"] == variant])
-        return f"{100*mean:.1f}" + (f" ± {100*half:.1f}" if half == half else "")
+        return "-" if mean != mean else f"{100*mean:.1f}" + (f" ± {100*half:.1f}" if half == half else "")
     keys = {"S": "S", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC"}
     variants = dict.fromkeys(row["variant"] for row in rows)
     return _columns([["percent", *keys.values()], *([name, *(cell(name, key) for key in keys)] for name in variants)])
@@ -318,9 +319,12 @@ def check(
     from pzsl_nb.experiment import reading, run_name
     from pzsl_nb.sources import read_source
     config = _make_config(data, None, settings, seed=seed, min_votes=min_votes)
+    out = out or Path("runs")/f"{run_name(config)}-check"
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if other := sorted(there - {"findings.json", "samples.png"}):
+        raise PZSLError(f"{out}: holds {listing(other)}, which no check writes; choose another folder with --out")
     found = read_source(data, reading(config, download=download, workers=workers))
     findings = examine(found, workers=workers)
-    out = out or Path("runs")/f"{run_name(config)}-check"
     write_json(out/"findings.json", findings.plain())
     picture = draw_samples(found, out/"samples.png")
     print(f"{findings_text(findings)}\n\nFindings and pictures: {out/'findings.json'}, {picture}")
@@ -387,8 +391,9 @@ def labels(
     """The cleaned labels of the training images, as CSV.
 
     Columns: image, candidates (joined by |), label, belief, coverage. The label is the candidate with the largest
-    belief; coverage is the chance that the true label is among the candidates at all. Sort by belief to find the
-    images that are worth a second look, by coverage to find those whose candidates are probably all wrong.
+    belief; coverage is the chance that the true label is among the candidates at all. Sort by their
+    product to find the images that are worth a second look, by coverage alone to find those whose candidates are
+    probably all wrong.
     """
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import LABEL_COLUMNS, cleaned_labels, read_beliefs, read_coverage, read_images, read_run
@@ -520,15 +525,14 @@ def predict(
                 writer.writerow([names[begin + i], *told])
 
 # %% ../nbs/60_cli.ipynb #60-055
-def _prepare_ablation(out: Path, resume: bool, force: bool) -> None:
-    "Refuse a folder that is not to be touched; begin anew with `force`."
+def _check_ablation(out: Path, resume: bool, force: bool) -> None:
+    "Refuse a folder that is not to be touched."
     rows = out/"rows.jsonl"
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not rows.exists()):
         raise PZSLError(f"{out}: is not the folder of an ablation (it has no rows.jsonl); choose another with --out")
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "
                         "another folder")
-    if force: rows.unlink(missing_ok=True)
 
 # %% ../nbs/60_cli.ipynb #60-056
 @app.command()
@@ -542,6 +546,7 @@ def ablate(
     device: Device = "auto",
     out: Annotated[Optional[Path], Option("--out", metavar="DIR", help=
         "Folder. Without it: runs/<name>-ablation.")] = None,
+    cache: Cache = None,
     resume: Resume = False,
     force: Force = False,
     settings: Settings = None,
@@ -558,11 +563,12 @@ def ablate(
     out = out or Path("runs")/f"{run_name(config)}-ablation"
     chosen = None if variants is None else [*dict.fromkeys(["full", *map(str.strip, variants.split(","))])]
     pick_device(device)
-    _prepare_ablation(out, resume, force)
-    rows = run_ablation(config, range(seed, seed + seeds), out/"rows.jsonl", variants=chosen, device=device)
+    _check_ablation(out, resume, force)
+    rows = run_ablation(config, range(seed, seed + seeds), out/"rows.jsonl", variants=chosen, anew=force, device=device,
+                        cache_dir=_cache_dir(data, cache))
     from pzsl_nb.figures import draw_ablation
-    print(f"\n{ablation_text(rows)}\n\nMean of {seeds} seeds and 95 % interval. Rows and picture: "
-          f"{out/'rows.jsonl'}, {draw_ablation(rows, out)}")
+    print(f"\n{ablation_text(rows)}\n\nMean of {seeds} seeds and 95 % interval. Rows: {out/'rows.jsonl'}")
+    print(f"Picture: {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061
 def _check_comparison(out: Path) -> None:
@@ -579,10 +585,10 @@ def _check_comparison(out: Path) -> None:
 
 def _tell_comparison(rows: Sequence[dict[str, Any]], failed: Sequence["Config"], out: Path) -> None:
     "Print the overall table, what failed, and where everything lies."
-    from pzsl_nb.compare import overall_text, report
+    from pzsl_nb.compare import overall_text, write_comparison
     from pzsl_nb.experiment import run_name
     if rows:
-        notes = report(rows, out, failed)
+        notes = write_comparison(rows, out, failed)
         shown = overall_text(rows).reset_index()
         print("\n" + _columns([[*shown.columns], *shown.values.tolist()]))
         for note in notes: _one_line("note", note)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'runs_table', 'paired_values', 'rank_table', 'overall', 'method_order', 'compare_table', 'long_table',
            'overall_text', 'setting_tables', 'write_tables', 'critical_difference', 'plot_ranks', 'plot_levels',
-           'mean_curve', 'plot_curves', 'report']
+           'mean_curve', 'plot_curves', 'write_comparison']
 
 # %% ../nbs/52_compare.ipynb #52-003
 import html, re, textwrap
@@ -45,7 +45,11 @@ def runs_table(
         own.append(where | {"method": config["method"]} | pick(row["metrics"])
                    | {"seconds": row["seconds"], "memory": row["peak_memory_mb"]})
         frozen.append(where | {"method": "zero-shot"} | pick(row["zero_shot"]))
-    return pd.DataFrame(own + frozen).drop_duplicates([*_RUN, "method"], ignore_index=True)
+    made = pd.DataFrame(own)
+    if len(made) and (twice := made.duplicated([*_RUN, "method"])).any():
+        one = " ".join(map(str, made.loc[twice, [*_RUN, "method"]].values[0]))
+        raise PZSLError(f"comparison: there are two rows of {one}; take those of one version of data and settings")
+    return pd.concat([made, pd.DataFrame(frozen)]).drop_duplicates([*_RUN, "method"], ignore_index=True)
 
 
 def paired_values(
@@ -354,6 +358,7 @@ def plot_levels(
     values = paired_values(runs, measure).reset_index().merge(runs[[*_RUN, "q"]].drop_duplicates(), on=_RUN)
     order = [method for method in order if method in values]   # a method may have other rules only
     names = list(dict.fromkeys(values["data"]))
+    if not names: raise PZSLError("plot_levels: no row has a rule uniform:q; compare with --candidates uniform:0.3")
     axes = _some_axes(axes, len(names), 3.1, max(2.9, .22*len(order)))
     for ax, name in zip(axes, names):
         for method, look in _looks(order).items():
@@ -389,6 +394,7 @@ def plot_curves(
         if row.get("curve"):
             rule = found.setdefault(row["config"]["candidates"] or "given", {})
             rule.setdefault(row["config"]["method"], []).append(row["curve"])
+    if not found: raise PZSLError("plot_curves: no row has a curve; that takes test rows of seen and of unseen classes")
     axes = _some_axes(axes, len(found), 3.3, 3.2 if len(found) > 1 else max(3.2, .24*len(order)))
     for ax, (rule, curves) in zip(axes, found.items()):
         for method, look in _looks([method for method in order if method in curves]).items():
@@ -401,7 +407,7 @@ def plot_curves(
     return axes
 
 # %% ../nbs/52_compare.ipynb #52-044
-def report(
+def write_comparison(
     rows: Sequence[Mapping],  # of `results.jsonl`
     folder: str | Path,       # gets tables, and figures/
     missing: Sequence[Any] = (),  # configurations of runs that failed or are still to come

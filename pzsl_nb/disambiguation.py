@@ -21,7 +21,7 @@ def segment_softmax(
 ) -> Tensor:            # (m,) adding up to 1 in every row
     "Softmax over the candidates of each row."
     top = scores.new_full((rows,), -torch.inf).scatter_reduce(0, local_row, scores, "amax")
-    raised = (scores - top.index_select(0, local_row)).exp()   # some times faster than top[local_row], here and below
+    raised = (scores - top.index_select(0, local_row)).exp()   # several times as fast as top[local_row], here and below
     return raised/raised.new_zeros(rows).index_add(0, local_row, raised).index_select(0, local_row)
 
 # %% ../nbs/32_disambiguation.ipynb #32-009
@@ -88,7 +88,7 @@ class Beliefs:
 
     def to(
         self,
-        device: torch.device | str,
+        device: torch.device | str,  # where the tensors should live
     ) -> "Beliefs":
         "The same object, its tensors moved."
         self.sets = self.sets.to(device)

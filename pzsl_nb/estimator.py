@@ -83,11 +83,11 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         batch_size: int = 384,        # images; at most a seventh of all
         cross_entropy: float = 1.,    # weight of the loss's term (a)
         unseen: float | str = "auto", # weight of term (b); "auto": by evidence and rehearsal, see below
-        words: float | str = "auto",  # what frozen CLIP is worth as a witness; "auto": fitted
-        pictures: float | str = "auto",  # what other images are worth; "auto": fitted, 0: they are not asked
-        apprentice: float | str = "auto",  # what a model trained on other images is worth; "auto": fitted, 0: none is
-        dropped: float | str = "auto",  # chance that a set lacks the truth; "auto": fitted
-        slope: float | str = "auto",  # how much likeness brings wrong labels into sets; "auto": fitted, 0: accidents
+        words: float | str = "auto",  # power of frozen CLIP's probabilities as a witness; "auto": fitted
+        pictures: float | str = "auto",  # the same of other images; 0: they are not asked
+        apprentice: float | str = "auto",  # the same of a model trained on other images; 0: none is
+        dropped: float | str = "auto",  # chance that a set lacks the truth
+        slope: float | str = "auto",  # chance to join a set goes with this power of CLIP's probability; 0: accidents
         start: str = "evidence",      # of beliefs: from witnesses, who keep their say; or "clip", or "uniform"
         moving: bool = True,          # switch: beliefs move during training
         adapter: bool = True,         # switch: residual on images
@@ -96,7 +96,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         inner: int = 128,             # bottleneck width
         heads: int = 4,               # attention heads
         trust: float | str = "auto",  # 0: frozen CLIP, 1: all that was learned; "auto": by rehearsal
-        gamma: float | str = "auto",  # taken off seen scores; "auto": by rehearsal
+        gamma: float | str = "auto",  # off seen scores (cosines times `logit_scale`); "auto": by rehearsal
         naming: str = "auto",         # what tells unseen classes apart: "trained", "frozen"; "auto": by rehearsal
         folds: int = 2,               # rehearsals
         averaging: bool = True,       # keep the average of the weights' path, not its end

@@ -6,7 +6,7 @@
 __all__ = ['RUN_FILES', 'LABEL_COLUMNS', 'ABLATIONS', 'Config', 'make_estimator', 'Watcher', 'made_with', 'Outcome', 'fit_task',
            'measure', 'run_name', 'reading', 'run_experiment', 'read_run', 'read_beliefs', 'read_coverage',
            'read_trajectories', 'read_images', 'cleaned_labels', 'evidence_text', 'results_table', 'rows_of_others',
-           'read_grid', 'run_grid', 'run_ablation']
+           'latest_rows', 'read_grid', 'run_grid', 'run_ablation']
 
 # %% ../nbs/50_experiment.ipynb #50-002
 import contextlib, csv, dataclasses, difflib, gc, json, math, multiprocessing, os, platform, re, shutil, signal, sys
@@ -22,14 +22,14 @@ import numpy as np, scipy, sklearn, sklearn.metrics, torch
 from torch import Tensor
 
 import pzsl_nb
-from .methods import METHODS, method_settings
+from .methods import METHODS, method_settings, unread_settings
 from .core import (PZSLError, atomic_path, content_hash, html_table, listing, patch_to, peak_memory_mb,
                           pick_device, processes, progress_bar, read_json, read_npz, write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL, RANGES
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
                              expected_calibration_error, flips, gzsl_metrics, seen_unseen_curve, top_belief)
-from .sources import Reading, load_task
+from .sources import Reading, load_task, open_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
 
@@ -42,16 +42,16 @@ class Config:
     method: str = "clip-pzsl"        # a key of METHODS
     seed: int = 0                    # of pictures, candidate sets, rehearsal and training
     epochs: int = 14                 # passes over the images
-    lr: float = 2e-3                 # highest learning rate
+    lr: float = 2e-3                 # highest learning rate of AdamW
     weight_decay: float = 1e-2       # of AdamW
     batch_size: int = 384            # images; at most a seventh of all
     cross_entropy: float = 1.        # weight of the loss's term (a)
     unseen: float | str = "auto"     # weight of term (b); auto: by evidence and rehearsal
-    words: float | str = "auto"      # what frozen CLIP is worth as a witness to the true candidate
-    pictures: float | str = "auto"   # what other images are worth; 0: they are not asked
-    apprentice: float | str = "auto" # what a model trained on other images is worth; 0: none is trained
+    words: float | str = "auto"      # power of frozen CLIP's probabilities as a witness; auto: fitted
+    pictures: float | str = "auto"   # the same of other images; 0: they are not asked
+    apprentice: float | str = "auto" # the same of a model trained on other images; 0: none is
     dropped: float | str = "auto"    # chance that a set lacks the truth
-    slope: float | str = "auto"      # how much likeness brings wrong labels into sets; 0: accidents
+    slope: float | str = "auto"      # chance to join a set goes with this power of CLIP's probability; 0: accidents
     start: str = "evidence"          # of beliefs: from witnesses, who keep their say; or clip, or uniform
     moving: bool = True              # beliefs move during training
     adapter: bool = True             # residual on images
@@ -60,7 +60,7 @@ class Config:
     inner: int = 128                 # bottleneck width
     heads: int = 4                   # attention heads
     trust: float | str = "auto"      # 0: frozen CLIP, 1: all that was learned
-    gamma: float | str = "auto"      # taken off seen scores
+    gamma: float | str = "auto"      # off seen scores (cosines times the encoder's scale); auto: by rehearsal
     naming: str = "auto"             # what tells unseen classes apart: trained, frozen, or auto: by rehearsal
     folds: int = 2                   # rehearsals
     averaging: bool = True           # keep the average of the weights' path, not its end
@@ -150,9 +150,11 @@ def make_estimator(
     "The estimator that a configuration stands for."
     settings = {key: value for key, value in dataclasses.asdict(config).items()
                 if key in CLIPPZSL._get_param_names()}
-    fixed = method_settings(config.method)
-    if clash := [key for key in fixed if key in settings and settings[key] not in (getattr(Config(), key), fixed[key])]:
-        raise PZSLError(f"config: method {config.method} fixes {listing(clash)}; leave it out or use method clip-pzsl")
+    fixed, usual = method_settings(config.method), Config()
+    if clash := [key for key in unread_settings(config.method) if key in settings
+                 and settings[key] not in (getattr(usual, key), fixed.get(key, getattr(usual, key)))]:
+        raise PZSLError(f"config: method {config.method} does not look at {listing(clash)}, or has a value of its own; "
+                        "leave it out or use method clip-pzsl")
     return CLIPPZSL(**settings, logit_scale=logit_scale, random_state=config.seed, device=device,
                     progress=progress).set_params(**fixed)
 
@@ -665,6 +667,13 @@ def _in_processes(orders: Sequence[tuple[str, Config]], jobs: int, work: dict[st
         for _, process in running.values(): process.join()
 
 # %% ../nbs/50_experiment.ipynb #50-035
+def _with_notes(configs: Sequence[Config], notes: Sequence[dict] | None) -> list[tuple[Config, dict[str, Any]]]:
+    "Every configuration with its note."
+    notes = [{}]*len(configs) if notes is None else notes
+    if len(notes) != len(configs): raise PZSLError(f"grid: {len(notes)} notes for {len(configs)} runs; one each")
+    return [*zip(configs, notes)]
+
+
 def _row_key(config: Config, note: dict[str, Any]) -> str:
     "What tells a row; settings that are newer than a row in a file have their defaults."
     return json.dumps([config.plain(), note], sort_keys=True)
@@ -682,9 +691,21 @@ def rows_of_others(
     notes: Sequence[dict[str, Any]],   # as it is to be given there
 ) -> int:                              # rows
     "How many rows have one of the configurations and another note, so that they are not read."
-    wanted = {_row_key(config, {}): note for config, note in zip(configs, notes)}
+    wanted = {_row_key(config, {}): note for config, note in _with_notes(configs, notes)}
     rows = ((_row_key(_stored_config(row["config"], path), {}), row["notes"]) for row in _read_lines(path))
     return sum(key in wanted and wanted[key] != note for key, note in rows)
+
+
+def latest_rows(
+    path: str | Path,                          # .jsonl that `run_grid` wrote
+    configs: Sequence[Config] | None = None,   # None: all that are in the file
+) -> list[dict[str, Any]]:                     # in the order of the file
+    "The last row of every configuration that has one, whatever its note."
+    wanted, found = None if configs is None else {_row_key(config, {}) for config in configs}, {}
+    for number, row in enumerate(_read_lines(path), 1):
+        key = _row_key(_stored_config(row["config"], f"{path}, row {number}"), {})
+        if wanted is None or key in wanted: found[key] = row
+    return [*found.values()]
 
 
 def read_grid(
@@ -694,7 +715,7 @@ def read_grid(
 ) -> list[dict[str, Any] | None]:      # one row a configuration, in their order; None where it is not there yet
     "The rows that a grid has by now."
     rows = _rows_by_key(path)
-    return [rows.get(_row_key(config, note)) for config, note in zip(configs, notes or [{}]*len(configs))]
+    return [rows.get(_row_key(config, note)) for config, note in _with_notes(configs, notes)]
 
 # %% ../nbs/50_experiment.ipynb #50-036
 def run_grid(
@@ -709,11 +730,11 @@ def run_grid(
     progress: bool = True,           # show a bar
 ) -> list[dict[str, Any] | None]:    # one row a configuration, in their order; None where a run failed
     "A result row for every configuration, from the file where it is there, else by running it."
-    notes = notes or [{}]*len(configs)
-    keys = [_row_key(config, note) for config, note in zip(configs, notes)]
+    wanted = _with_notes(configs, notes)
+    keys = [_row_key(config, note) for config, note in wanted]
     rows = _rows_by_key(path)
     if path is not None: _mend(Path(path))
-    missing = {key: (config, note) for key, config, note in zip(keys, configs, notes) if key not in rows}
+    missing = {key: pair for key, pair in zip(keys, wanted) if key not in rows}
     orders, memory = [(key, config) for key, (config, _) in missing.items()], tempfile.TemporaryDirectory()
     work = {"device": device, "cache_dir": cache_dir, "memory": memory.name}
     made = _in_processes(orders, jobs, work) if jobs else ((key, _run_row(config, work)) for key, config in orders)
@@ -758,15 +779,21 @@ def run_ablation(
     *,
     variants: Sequence[str] | None = None,  # keys of ABLATIONS; None: all
     device: str = "auto",                   # "auto", "cpu", "cuda", "mps"
+    anew: bool = False,                     # forget the rows that are there, once it is clear what there is to run
+    cache_dir: str | Path | None = None,    # where features of pictures are kept
     progress: bool = True,                  # show a bar
 ) -> list[dict[str, Any]]:                  # flat rows: variant, seed, S, U, H, T1, ausuc, disambiguation_accuracy
     "One row for every variant and seed, and `frozen CLIP` beside them."
     names = list(ABLATIONS if variants is None else variants)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise PZSLError(f"ablation: {listing(unknown)} is not a variant; use some of {listing(ABLATIONS, 20)}")
+    if anew and path is not None:
+        if config.data != "shapes": open_task(config.data, reading(config, cache_dir=cache_dir, device=device))
+        Path(path).unlink(missing_ok=True)
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]
-    rows = run_grid(configs, path, notes=[{"variant": name} for name, _ in pairs], device=device, progress=progress)
+    rows = run_grid(configs, path, notes=[{"variant": name} for name, _ in pairs], device=device, cache_dir=cache_dir,
+                    progress=progress)
     flat = [{"variant": name, "seed": seed} | row["metrics"] for (name, seed), row in zip(pairs, rows)]
     frozen = {seed: row["zero_shot"] for (_, seed), row in zip(pairs, rows)}
     return flat + [{"variant": "frozen CLIP", "seed": seed} | values for seed, values in frozen.items()]

@@ -117,6 +117,12 @@ def _tested(outcome: Outcome) -> bool:
     return len(outcome.task.tested[1]) > 0
 
 
+def _comparable(outcome: Outcome) -> bool:
+    "Test images, and embeddings in the space of the features? A map from attributes has a space of its own."
+    t, est = outcome.task.label_features, outcome.estimator
+    with torch.no_grad(): return _tested(outcome) and est.model_.labels(t, est.choice_.trust).shape == t.shape
+
+
 def _has_both(outcome: Outcome) -> bool:
     "Test images of seen and of unseen classes?"
     seen = outcome.task.seen[outcome.task.tested[1]]
@@ -136,7 +142,7 @@ FIGURES: dict[str, tuple[Callable[[Outcome], bool], Callable[[Outcome], Axes | n
     "disambiguation": (lambda o: len(o.estimator.history_) > 0, lambda o: plot_disambiguation(
         o.estimator.history_, o.result["zero_shot"].get("disambiguation_accuracy"))),
     "beliefs": (_whole, _draw_beliefs),
-    "embedding": (_tested, _draw_embedding),
+    "embedding": (_comparable, _draw_embedding),
     "candidates": (lambda o: True, lambda o: plot_candidates(o.task.candidates.sizes)),
     "confusion": (_tested, _draw_confusion),
 }
@@ -154,10 +160,11 @@ def draw_run(
 def draw_ablation(
     rows: Sequence[Mapping],  # from `run_ablation`
     folder: str | Path,       # the PNG goes here
-    metric: str = "H",        # column to draw
+    metric: str | None = None,  # column to draw; None: H, or S where there are no unseen classes
 ) -> Path:
     "The ablation plot: a bar a variant, and a line for frozen CLIP."
     if not rows: raise PZSLError("draw_ablation: there are no rows; run at least one variant on one seed")
+    metric = metric or ("S" if all(row.get("H") is None for row in rows) else "H")
     frozen = [row[metric] for row in rows if row["variant"] == "frozen CLIP"]
     variants = [row for row in rows if row["variant"] != "frozen CLIP"]
     ax = plot_ablation(variants, metric, frozen=mean_interval(frozen)[0] if frozen else None)

@@ -84,8 +84,8 @@ class Batch(NamedTuple):
 @dataclass(frozen=True)
 class PartialZeroShotLoss:
     "Weights of the two terms; a weight of 0 leaves the term out."
-    cross_entropy: float = 1.
-    unseen: float = 1.
+    cross_entropy: float = 1.   # weight of term (a)
+    unseen: float = 1.          # weight of term (b)
 
     def __call__(
         self,

@@ -67,6 +67,7 @@ class AttentionBranch(nn.Module):
         asks: Tensor,     # (C, d) label tokens
         answers: Tensor,  # (k, d) what they attend to
     ) -> Tensor:          # (C, d) a residual, in the scale of `asks`
+        "What the answers have to say to each that asks."
         same, asks = asks is answers, F.layer_norm(asks, asks.shape[-1:])
         answers = asks if same else F.layer_norm(answers, answers.shape[-1:])
         query = self.query(asks).unflatten(1, (1, self.heads, self.head_width))
@@ -120,6 +121,7 @@ class SemanticMining(nn.Module):
         trust: float = 1.,       # 0: the label features themselves, 1: all that was learned
         neighbours: Tensor | None = None,  # (k, d) labels to look at; None: the labels themselves
     ) -> Tensor:                 # (C, d) unit length, the label embeddings e
+        "Label embeddings: the label features, and what neighbours and prototypes add to them."
         size = label_features.shape[1]**.5
         tokens = mixed = label_features*size
         if trust == 0: return unit_rows(tokens)

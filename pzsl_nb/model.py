@@ -28,6 +28,7 @@ class Adapter(nn.Module):
         self,
         x: Tensor,  # (b, d) of length sqrt(d): layers are initialised for entries of size 1
     ) -> Tensor:    # (b, d) what is added to x
+        "Two layers with a ReLU between them."
         return self.outward(self.inward(x).relu())
 
 # %% ../nbs/33_model.ipynb #33-007
@@ -102,4 +103,5 @@ class CLIPPZSLModel(nn.Module):
         trust: float = 1.,       # 0: frozen CLIP, 1: all that was learned
         memory: tuple[Tensor, Tensor] | None = None,  # what labels look at; None: all labels and prototypes
     ) -> Tensor:                 # (b, C) logits
+        "Scaled cosines of adapted images and mined labels."
         return self.score(self.images(x, trust), self.labels(label_features, trust, memory), trust)

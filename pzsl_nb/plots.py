@@ -477,7 +477,7 @@ def _by_variant(rows: Sequence[Mapping], metric: str) -> dict[str, dict[int, flo
     "Variant to seed to value, in the order of the rows."
     table = {}
     for i, row in enumerate(rows):
-        missing = [key for key in ("variant", "seed", metric) if key not in row]
+        missing = [key for key in ("variant", "seed", metric) if row.get(key) is None]
         if missing:
             raise PZSLError(f"plot_ablation: row {i} has no {', '.join(map(repr, missing))}; "
                             f"rows need variant, seed, {metric}")

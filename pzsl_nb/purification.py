@@ -45,8 +45,10 @@ class Purification(Rule):
         rest: float = 1e-4,    # share of the n x C labels that may be removed for theta to grow all the same
         window: int = 4,       # epochs
         warm_up: int = 8,      # epochs before anything is removed
+        made_for: int = 14,    # epochs that these two are meant for; other trainings divide theirs alike
     ):
-        super().__init__(first=theta, most=most, grows=grows, rest=rest, window=window, warm_up=warm_up)
+        super().__init__(first=theta, most=most, grows=grows, rest=rest, window=window, warm_up=warm_up,
+                         made_for=made_for)
 
     def start(self, model: nn.Module, beliefs: Any) -> None:
         "Everything is kept, nothing is summed."
@@ -55,6 +57,7 @@ class Purification(Rule):
         self.register_buffer("kept", kept)
         self.register_buffer("total", torch.zeros_like(beliefs.weights))
         self.register_buffer("theta", torch.tensor(self.first))
+        self.stretch = 1.   # of windows, for the number of epochs that is planned
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
@@ -66,13 +69,15 @@ class Purification(Rule):
         z = batch.logits[batch.local_row, batch.classes].masked_fill(~self.kept[batch.position], -torch.inf)
         w = segment_softmax(z, batch.local_row, len(batch.logits))
         self.total[batch.position] += w
+        self.stretch = batch.epochs/self.made_for
         return w
 
     def after_epoch(self, beliefs: Any, epoch: int) -> None:
         "At the end of a window: remove, take the averages for weights, and perhaps be stricter next time."
-        if epoch % self.window: return
-        rows, n, mean, before = beliefs.sets.rows, len(beliefs.sets), self.total/self.window, self.kept
-        if epoch >= self.warm_up:
+        window = max(1, round(self.window*self.stretch))
+        if epoch % window: return
+        rows, n, mean, before = beliefs.sets.rows, len(beliefs.sets), self.total/window, self.kept
+        if epoch >= self.warm_up*self.stretch:
             self.kept = before & purify(mean, rows, n, float(self.theta))
             left = mean*self.kept
             beliefs.weights = left/row_sum(left, rows, n)[rows]

@@ -19,7 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import pzsl_nb
-from .compare import _NOTES, overall_text, report, setting_tables
+from .compare import _NOTES, overall_text, setting_tables, write_comparison
+from .comparison import read_comparison
 from .core import PZSLError, atomic_path, listing, rows_at_once
 from .estimator import CLIPPZSL
 from .experiment import (LABEL_COLUMNS, Config, Outcome, _read_lines, _true_sets, cleaned_labels, evidence_text,
@@ -300,10 +301,10 @@ def _run_section(run: FinishedRun, sections: int) -> dict[str, Any]:
 
 def _comparison_section(folder: Path) -> dict[str, Any]:
     "What the page says of the folder of a comparison."
-    rows, failed = (_read_lines(folder/f"{name}.jsonl") for name in ("results", "errors"))
+    rows, failed = read_comparison(folder), _read_lines(folder/"errors.jsonl")
     if not rows: raise PZSLError(f"{folder}: this comparison has no result yet; go on with the same `pzsl compare`")
     with tempfile.TemporaryDirectory() as drawn:
-        notes = report(rows, drawn)
+        notes = write_comparison(rows, drawn)
         files = sorted(Path(drawn, "figures").glob("*.png"), key=lambda path: ("rlc".index(path.stem[0]), path.stem))
         figures = [(path.stem.replace("_", " "), _uri(path.read_bytes(), "image/png")) for path in files]
     if failed: notes.insert(0, f"{len(failed):,} runs failed; {folder/'errors.jsonl'} says why")

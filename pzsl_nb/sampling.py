@@ -28,7 +28,7 @@ class LabelSampler:
         self,
         seen: Tensor,           # (C,) bool
         negatives: int = 1024,  # seen labels beside the candidates that a step compares with, and as many unseen ones
-        seed: int = 0,          # the draw of a step depends on this and on the number of the step alone
+        seed: int = 0,          # the draw of a step depends on this, the number of the step and the kind of device
         looked_at: int = 256,   # labels, and prototypes, that the mining block looks at
         unseen: bool = True,    # False: the loss has no use for unseen labels; the mining block still looks at them
     ):

@@ -82,7 +82,9 @@ def measure_world(
         given = f"json.loads({json.dumps(arguments)!r})"
         code = f"import json; from pzsl_nb.scale import {function}; print(json.dumps({function}(**{given})))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        if done.returncode: raise PZSLError(f"{function}: {done.stderr.strip().splitlines()[-1]}; see above")
+        if done.returncode:
+            said = done.stderr.strip() or "nothing (killed; often too little memory: take fewer --rows)"
+            raise PZSLError(f"{function} ended with code {done.returncode} and said: {said}")
         return json.loads(done.stdout.splitlines()[-1])
     try:
         call("write_world", path=str(file), rows=rows, classes=classes, **own)

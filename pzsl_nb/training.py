@@ -122,7 +122,7 @@ class Trainer:
             self.optimiser.step()
             self.schedule.step()
             self._average(step)
-        if len(rows) and hasattr(self.loss, "opinion"):
+        if len(rows) and hasattr(self.loss, "opinion") and self.beliefs.moving:
             with torch.no_grad(): self.beliefs.weights[batch.position] = self.loss.opinion(batch)
         return {name: value.detach() for name, value in terms.items()}
 

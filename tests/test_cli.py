@@ -487,6 +487,40 @@ def test_ablate(pzsl, birds, tmp_path):
     complains(pzsl, tmp_path, f"{command} --seeds 3", 1, ["a:", "--resume", "--force"])
 
 
+def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
+    rows = tmp_path/"a"/"rows.jsonl"
+    rows.parent.mkdir()
+    rows.write_text('{"config": {}, "notes": {}}\n')
+    for wrong in ("--data birds.npz --variants 'no brain'", "--data bird.npz"):
+        code, _, err = pzsl(f"ablate {wrong} --out a --force --seeds 1 {BY_HAND}")
+        assert code == 1 and rows.read_text() == '{"config": {}, "notes": {}}\n', err
+    code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --variants full --out a --force --seeds 1 "
+                           f"--set epochs=1 {BY_HAND}")
+    assert code == 0 and len(rows.read_text().splitlines()) == 1, err
+
+
+def test_ablate_without_unseen_classes(pzsl, birds, tmp_path):
+    with np.load(tmp_path/"birds.npz") as file: data = dict(file)
+    keep = ~data["unseen"]
+    here = keep[data["y_test"]]
+    number = np.cumsum(keep) - 1
+    np.savez(tmp_path/"all.npz", X_train=data["X_train"], y_train=number[data["y_train"]], X_test=data["X_test"][here],
+             y_test=number[data["y_test"][here]], text=data["text"][keep], unseen=np.zeros(keep.sum(), bool))
+    code, text, err = pzsl(f"ablate --data all.npz --candidates uniform:0.3 --variants 'no adapter' --out a --seeds 2 "
+                           f"--set epochs=1 {BY_HAND}")
+    assert code == 0, err
+    line = next(line.split() for line in text.splitlines() if line.startswith("full"))
+    assert line.count("-") == 4 and line.count("±") == 1   # U, H, T1 and AUSUC do not apply
+    assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
+
+
+def test_check_leaves_other_folders_alone(pzsl, birds, tmp_path):
+    (tmp_path/"thesis").mkdir()
+    (tmp_path/"thesis"/"result.json").write_text("{}")
+    complains(pzsl, tmp_path, "check --data birds.npz --out thesis", 1, ["thesis", "holds result.json", "--out"])
+    for _ in range(2): assert pzsl("check --data birds.npz --out found")[0] == 0
+
+
 # Pictures and annotators
 
 @pytest.fixture

@@ -16,7 +16,8 @@ import yaml
 from scipy import stats
 
 from pzsl_nb import comparison, experiment
-from pzsl_nb.compare import compare_table, long_table, report, runs_table, setting_tables
+from pzsl_nb.compare import (compare_table, long_table, plot_curves, plot_levels, runs_table, setting_tables,
+                             write_comparison)
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, read_grid, run_grid
@@ -242,8 +243,8 @@ def test_no_run_outlives_its_command(folder):
     words = ["--data", "npz:birds.npz", "--methods", "cc", "--seeds", "1", "--set", "epochs=1000000", "--device", "cpu"]
     process = begin(folder, *words, "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--out", "orphan", start_new_session=True)
     try:
-        wait_for(lambda: len(alive(process.pid)) >= 4 or process.poll() is not None)   # the command, tracker, fork server, run
-        time.sleep(1)
+        def stay(): return len(alive(process.pid)) >= 4   # the command, tracker, fork server, run; others come and go
+        wait_for(lambda: stay() and (time.sleep(1) or stay()) or process.poll() is not None)
         assert len(alive(process.pid)) >= 4
         process.kill()
         process.wait()
@@ -345,7 +346,7 @@ def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_pat
     assert list(table.index) == ["proden", "cc", "zero-shot", "eszsl"] and list(table["rank"][:3]) == [1, 2, 3]
     assert np.isnan(table.loc["eszsl", "rank"]) and set(table["rival"]) == {"proden", "cc"} and table.loc["cc", "settings"] == 3
     assert compare_table(rows, "ausuc").loc["cc", "settings"] == 2
-    report(rows, tmp_path)
+    write_comparison(rows, tmp_path)
     text = (tmp_path/"table.txt").read_text()
     assert "lost: S (no unseen test rows)" in text and (tmp_path/"figures"/"ranks.pdf").exists()
     cells = {line.split()[0]: line for line in text.splitlines()[4:8]}   # the mean of one setting is no mean over three
@@ -359,15 +360,15 @@ def test_a_method_that_failed_with_some_rules(tmp_path):
                 "zero_shot": dict.fromkeys(part, .4), "seconds": 1., "peak_memory_mb": 2.}
     rules = {"cc": ("uniform:0.1", "uniform:0.5", "similar:0.3"), "pop": ("similar:0.3",), "rc": ("uniform:0.1", "uniform:0.5")}
     rows = [row(method, rule, seed, .5 + .01*seed) for method, mine in rules.items() for rule in mine for seed in range(2)]
-    report(rows, tmp_path, [Config(method="pop")]*4)
+    write_comparison(rows, tmp_path, [Config(method="pop")]*4)
     assert (tmp_path/"figures"/"levels_H.pdf").exists()
     for ending in ("txt", "md", "tex", "html"):
         assert "4 of 16 runs are missing (pop 4)" in " ".join((tmp_path/f"table.{ending}").read_text().replace("%", "").split())
-    report([row("cc", "uniform:0.1", 0, .5)], tmp_path)   # figures of other rows do not stay
+    write_comparison([row("cc", "uniform:0.1", 0, .5)], tmp_path)   # figures of other rows do not stay
     assert not any((tmp_path/"figures").iterdir())
     strange = [row("cc", "uniform:0.1", 0, .5)]
     strange[0]["config"]["data"] = "my_data 50%^~{x}#1&$.npz"
-    report(strange, tmp_path)
+    write_comparison(strange, tmp_path)
     caption = r"\caption{my\_data 50\%\textasciicircum{}\textasciitilde{}\{x\}\#1\&\$: H}"
     assert caption in (tmp_path/"table.tex").read_text()
     apart = [row(method, rule, seed, value) for seed in range(2) for method, rule, value in (
@@ -379,3 +380,11 @@ def test_a_method_that_failed_with_some_rules(tmp_path):
 def test_jobs_are_the_cores_one_may_use(monkeypatch):
     monkeypatch.setattr(comparison.os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
     assert comparison.default_jobs("cpu") == 3
+
+
+def test_figures_of_nothing_are_refused():
+    part = dict.fromkeys(("S", "U", "H", "ausuc"), .5)
+    rows = [{"config": {"data": "shapes", "candidates": "similar:0.3", "method": "cc", "seed": seed}, "metrics": part,
+             "zero_shot": part, "seconds": 1., "peak_memory_mb": 2.} for seed in range(2)]
+    with pytest.raises(PZSLError, match="no row has a rule uniform:q"): plot_levels(rows)
+    with pytest.raises(PZSLError, match="no row has a curve"): plot_curves(rows)

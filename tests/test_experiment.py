@@ -11,7 +11,9 @@ import torch
 from pzsl_nb.core import PZSLError, read_json
 from pzsl_nb.estimator import CLIPPZSL
 from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run,
-                                results_table, run_ablation, run_experiment, run_grid, run_name)
+                                read_grid, results_table, run_ablation, run_experiment, run_grid, run_name)
+from pzsl_nb.figures import draw_run
+from pzsl_nb.methods import unread_settings
 from pzsl_nb.sources import Reading, load_task
 from pzsl_nb.training import Trainer, read_checkpoint
 from small_world import Stop, World, whole_checkpoint
@@ -445,3 +447,17 @@ def test_an_outcome_shows_its_table_also_without_unseen_classes():
     assert repr(outcome) == "Outcome(a-b-default-clip-pzsl-0: H of frozen CLIP nan, clip-pzsl nan)"
     result["metrics"]["H"], result["zero_shot"]["H"] = .5, .25
     assert "width: 10em" in outcome._repr_html_() and "50.0%" in outcome._repr_html_() and "+25.0" in outcome._repr_html_()
+
+
+def test_every_run_has_its_note():
+    with pytest.raises(PZSLError, match="1 notes for 2 runs"): read_grid([Config(), Config(seed=1)], "none.jsonl", [{}])
+    with pytest.raises(PZSLError, match="3 notes for 1 runs"): run_grid([Config()], notes=[{}]*3, progress=False)
+
+
+@pytest.mark.parametrize("method", ["eszsl", "attribute-map", "tip-adapter", "coop", "zero-shot"])
+def test_figures_of_models_of_another_kind(go, method, tmp_path):
+    config = {"trust": .5} | settings_of(method)
+    outcome = go("other", config={key: value for key, value in config.items() if key not in unread_settings(method)})
+    names = [path.stem for path in draw_run(outcome, tmp_path/"figures")]
+    assert {"summary", "candidates", "confusion"} <= set(names)
+    assert ("embedding" in names) == (method not in ("eszsl", "attribute-map"))   # these embed in another space

@@ -11,8 +11,9 @@ import pzsl_nb.views as views
 from pzsl_nb.core import PZSLError, Processes
 from pzsl_nb.disambiguation import Beliefs, uniform_prior
 from pzsl_nb.estimator import CLIPPZSL
+from pzsl_nb.experiment import Config, make_estimator
 from pzsl_nb.loss import Batch
-from pzsl_nb.methods import METHODS, SEES_TRUTH, method_settings
+from pzsl_nb.methods import METHODS, SEES_TRUTH, method_settings, unread_settings
 from pzsl_nb.model import CLIPPZSLModel
 from pzsl_nb.purification import Purification
 from pzsl_nb.task import CandidateSets
@@ -185,3 +186,35 @@ def test_new_classes(name):
     after = probabilities(est, world.x_test)
     torch.testing.assert_close(after[:, 9], after[:, 6], atol=1e-3, rtol=1e-2)
     if name != "pico": torch.testing.assert_close(est.top_scores(world.x_test).seen_score, before.seen_score)
+
+
+@pytest.mark.parametrize("name", ["proden", "rc", "cavl", "papi"])
+def test_fixed_beliefs_are_not_moved_by_a_rule_either(name):
+    world = World()
+    est = made(name, moving=False).fit(world.x, world.sets, world.t, seen=world.seen)
+    assert torch.equal(est.beliefs_, uniform_prior(world.sets))
+    assert not torch.equal(made(name).fit(world.x, world.sets, world.t, seen=world.seen).beliefs_, est.beliefs_)
+
+
+@pytest.mark.parametrize("epochs, first", [(14, 8), (7, 4), (28, 16), (3, 2)])
+def test_pop_purifies_at_the_same_share_of_any_training(epochs, first):
+    sets = CandidateSets.from_lists([[0, 1]], n_classes=3)
+    z, every, beliefs, rule, left = torch.tensor([[9., 0., 0.]]), torch.ones(3, dtype=torch.bool), None, Purification(.4), []
+    beliefs = Beliefs(sets, uniform_prior(sets))
+    rule.start(None, beliefs)
+    for epoch in range(1, epochs + 1):
+        step = Batch(z, z, 1., every, beliefs.weights, sets.rows, sets.indices, position=torch.arange(2), epochs=epochs)
+        beliefs.weights[step.position] = rule.opinion(step)
+        rule.after_epoch(beliefs, epoch)
+        left.append(int(rule.kept.sum()))
+    assert left == [2]*(first - 1) + [1]*(epochs - first + 1)
+
+
+def test_settings_that_a_method_never_looks_at():
+    for name in METHODS:
+        void = unread_settings(name)
+        assert ("unseen" in void) == ("objective" in METHODS[name]) and ("inner" in void) == ("architecture" in METHODS[name])
+        for key in set(void) & {"inner", "unseen"}:
+            with pytest.raises(PZSLError, match=f"{name} does not look at {key}"):
+                make_estimator(Config(method=name, **{key: 64 if key == "inner" else .5}), 100.)
+        make_estimator(Config(method=name), 100.)   # with defaults all is well

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from pzsl_nb import cli
+from pzsl_nb.compare import runs_table
+from pzsl_nb.comparison import read_comparison
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, run_grid
 from pzsl_nb.plots import plot_confusion, save_figure
@@ -140,6 +142,23 @@ def test_several_runs_and_a_comparison(place, tmp_path, visit):
     assert visit(tmp_path/"r.html").title() == "2 runs"
     write_report([tmp_path/"grid"])
     cli._check_comparison(tmp_path/"grid")   # a report in its folder does not stop a comparison from going on
+
+
+def test_rows_that_a_comparison_has_left_behind_are_not_shown(place, tmp_path):
+    same = "encoder=embedded trust=1 gamma=0 epochs=0".split()
+    words = ["compare", "--data", f"csv:{place/'said.csv'}", "--candidates", "uniform:0.3", "--methods", "clip-pzsl", "--seeds", "1",
+             "--jobs", "1", "--out", str(tmp_path), "--cache", str(place/"cache"), "--device", "cpu"]
+    assert cli.main([*words, *(word for text in same for word in ("--set", text))]) == 0
+    file = tmp_path/"results.jsonl"
+    row = json.loads(file.read_text())
+    other = row | {"config": row["config"] | {"epochs": 3}, "metrics": row["metrics"] | {"H": .987}}   # another --set
+    older = row | {"metrics": row["metrics"] | {"H": .123}, "notes": {"sha256": "of other data"}}
+    file.write_text("".join(json.dumps(one) + "\n" for one in (other, older, row)))
+    found = read_comparison(tmp_path)
+    assert [one["metrics"]["H"] for one in found] == [row["metrics"]["H"]]
+    text = write_report([tmp_path]).read_text()
+    assert "98.7" not in text and "12.3" not in text
+    with pytest.raises(PZSLError, match="two rows of"): runs_table([row, older])
 
 
 @pytest.mark.parametrize("window", [{}, {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"}])

@@ -1,9 +1,11 @@
 "Memory of an epoch in fresh processes: it may grow with images and with labels, not with images x labels."
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from pzsl_nb.core import PZSLError
 from pzsl_nb.scale import measure_world
 
 
@@ -20,3 +22,16 @@ def test_four_times_the_images_take_no_table_more(tmp_path):
 def test_the_script_explains_itself():
     done = subprocess.run([sys.executable, "-m", "pzsl_nb.scale", "--help"], capture_output=True, text=True, check=True)
     assert "--rows" in done.stdout and "--classes" in done.stdout
+
+
+def test_a_process_that_fails_is_quoted(tmp_path):
+    with pytest.raises(PZSLError, match="measure_epoch ended with code 1 and said: .*(?s:.)*no such device"):
+        measure_world(50, 8, tmp_path, candidates=2, width=8, unseen=2, device="no such device")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited by the kernel")
+def test_a_process_that_is_killed_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))   # a process that ends without a word
+    with pytest.raises(PZSLError, match="ended with code 1 and said: nothing .killed; often too little memory"):
+        measure_world(50, 8, tmp_path)
