@@ -6,7 +6,7 @@
 __all__ = ['read_csv', 'described', 'apply_descriptions']
 
 # %% ../nbs/15_annotations.ipynb #15-002
-import dataclasses, os
+import dataclasses, os, re
 from pathlib import Path
 
 from .core import PZSLError, listing, read_json
@@ -48,7 +48,8 @@ def described(
     phrase: str,  # what is said of it
 ) -> str:
     "Name and phrase as one, in the words of Menon and Vondrick (ICLR 2023); a phrase with the name in it stands alone."
-    if normalise_name(name) in normalise_name(phrase): return phrase
+    word = rf"\b{re.escape(normalise_name(name))}\b"   # an owl is in no bowl
+    if re.search(word, normalise_name(phrase)): return phrase
     first = phrase.split(" ", 1)[0].casefold()
     link = "which is" if first in ("a", "an", "used") else \
         "which" if first in ("has", "is", "often", "typically", "may", "can") else "which has"
@@ -57,10 +58,7 @@ def described(
 
 def _read_descriptions(path: Path) -> dict[str, list[str]]:
     "Class name -> what is said of it."
-    try: content = read_json(path)
-    except PZSLError: raise
-    except (RecursionError, ValueError) as error:      # nested too deeply; a number of too many digits; NUL in the path
-        raise PZSLError(f"{path}: is no JSON that can be read ({error}); give class name -> list of phrases") from error
+    content = read_json(path)
     if not isinstance(content, dict): raise PZSLError(f"{path}: is no object; give class name -> list of phrases")
     _check_names(path, ((0, name) for name in content))
     content = {name: [told] if isinstance(told, str) else told for name, told in content.items()}

@@ -129,8 +129,8 @@ def read_json(
     except json.JSONDecodeError as error:
         raise PZSLError(f"{path}: is not valid JSON at line {error.lineno}, column {error.colno} ({error.msg}); "
                         "correct it or make it again") from error
-    except ValueError as error:
-        raise PZSLError(f"{path}: holds a number that is too long ({error}); mend it") from error
+    except ValueError as error:   # a zero byte in the path, or a number of thousands of digits
+        raise PZSLError(f"{path}: cannot be read ({error}); mend it") from error
 
 # %% ../nbs/00_core.ipynb #00-032
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError,
@@ -351,8 +351,9 @@ def html_table(
     def shown(value):   # text comes escaped
         if not hasattr(value, "_repr_png_"): return f"{value:,}" if isinstance(value, int) else value
         return f'<img alt="" src="data:image/png;base64,{base64.b64encode(value._repr_png_()).decode()}">'
-    frame = DataFrame(list(rows), dtype=object).astype(dict.fromkeys(bars, float)).dropna(axis="columns", how="all")
-    bars = [column for column in bars if column in frame]
+    frame = DataFrame(list(rows), dtype=object)
+    frame = frame.astype({name: float for name in bars if name in frame}).dropna(axis="columns", how="all")
+    bars = [name for name in bars if name in frame]
     name = hashlib.sha256(repr([title, frame[bars].values.tolist()]).encode()).hexdigest()[:8]   # of its styles
     style = Styler(frame, uuid=name, cell_ids=False).hide(axis="index")
     style = style.format(shown, escape="html", na_rep="–").format("{:.1%}", subset=bars, na_rep="–")

@@ -43,8 +43,8 @@ def as_candidates(
         raise PZSLError("candidates: two classes have the same name; rename one of them")
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
-    elif hasattr(candidates, "__array__") and np.asarray(candidates).ndim == 2:
-        sets = CandidateSets.from_mask(torch.as_tensor(np.asarray(candidates)))
+    elif hasattr(candidates, "__array__") and (m := np.asarray(candidates)).ndim == 2 and m.dtype.kind not in "OSU":
+        sets = CandidateSets.from_mask(torch.as_tensor(m))
     else: return _from_lists(candidates, names)
     names = np.arange(sets.n_classes) if names is None else names
     if len(names) != sets.n_classes:
@@ -57,9 +57,13 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     rows = list(np.asarray(candidates) if hasattr(candidates, "__array__") else candidates)
     if not rows: raise PZSLError("candidates: there are none; give a set of classes for every image")
     rows = [list(row) if isinstance(row, (list, tuple, set, frozenset, np.ndarray)) else [row] for row in rows]
+    values = [value for row in rows for value in row]
+    if strange := [i for i, row in enumerate(rows) if not all(isinstance(value, (str, numbers.Real)) for value in row)]:
+        raise PZSLError(f"candidates: row {listing(strange)} is not of texts or numbers; name classes")
+    if any(isinstance(value, (bool, np.bool_)) for value in values):
+        raise PZSLError("candidates: true and false in lists name no class; give a mask as an array")
     if twice := [i for i, row in enumerate(rows) if len(set(row)) < len(row)]:
         raise PZSLError(f"candidates: row {listing(twice)} names a class twice; name it once (a mask must be an array)")
-    values = [value for row in rows for value in row]
     if len({isinstance(value, str) for value in values}) > 1:
         raise PZSLError("candidates: some classes are named by text and some by number; use one of the two")
     values = np.array(values)
@@ -69,8 +73,8 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     if unknown := [value for value in dict.fromkeys(values.tolist()) if value not in place]:
         raise PZSLError(f"candidates: {listing(map(repr, unknown))} is not among the {len(names)} classes; "
                         "add it to class_names or correct the set")
-    numbers = [[place[value] for value in np.asarray(row).tolist()] for row in rows]
-    return CandidateSets.from_lists(numbers, len(names)), names
+    numbered = [[place[value] for value in np.asarray(row).tolist()] for row in rows]
+    return CandidateSets.from_lists(numbered, len(names)), names
 
 # %% ../nbs/42_estimator.ipynb #42-008
 class CLIPPZSL(ClassifierMixin, BaseEstimator):
@@ -164,9 +168,12 @@ def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None)
 def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
     "The (C,) bool of seen classes: those given, which have to hold all candidates, else those that occur."
     occurs = torch.zeros(sets.n_classes, dtype=torch.bool).index_fill_(0, sets.indices, True)
-    seen = occurs if given is None else torch.as_tensor(np.asarray(given), dtype=torch.bool)
-    if seen.shape != occurs.shape:
-        raise PZSLError(f"seen: shape {tuple(seen.shape)}; give one value for each of {len(occurs)} classes")
+    marks = occurs.numpy() if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    if marks.shape != occurs.shape:
+        raise PZSLError(f"seen: shape {marks.shape}; give one value for each of {len(occurs)} classes")
+    if marks.dtype.kind not in "biuf" or not np.isin(marks, (0, 1)).all():
+        raise PZSLError("seen: holds other things than true and false; give one of the two for each class")
+    seen = torch.as_tensor(marks.astype(bool))
     if (wrong := occurs & ~seen).any():
         rows = sets.rows[wrong[sets.indices]].unique().tolist()
         raise PZSLError(f"candidates: unseen class {listing(wrong.nonzero()[:, 0].tolist())} is in the set of row "
@@ -179,7 +186,8 @@ def _check_seen(given: Any, sets: CandidateSets) -> Tensor:
 def _check_attributes(given: Any, count: int) -> Tensor | None:
     "The (C, a) attributes of so many classes, where there are some."
     if given is None: return None
-    attributes = torch.as_tensor(given, dtype=torch.float32)
+    try: attributes = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError) as error: raise PZSLError(f"attributes: {error}; give a table of numbers") from error
     if attributes.ndim != 2 or len(attributes) != count:
         raise PZSLError(f"attributes: shape {tuple(attributes.shape)}; give one row of numbers for each of {count} "
                         "classes")
@@ -189,7 +197,7 @@ def _check_attributes(given: Any, count: int) -> Tensor | None:
 def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor, sets: CandidateSets) -> Tensor:
     "Unit label features: those given, else from names by the encoder, else mean images."
     if given is not None:
-        t = torch.as_tensor(np.asarray(given, dtype=np.float32))
+        t = torch.as_tensor(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32))
         if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
             raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
                             f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
@@ -424,6 +432,7 @@ def top_scores(
 ) -> TopScores:                  # best seen and best unseen class of every row, before calibration
     "What predictions and measures need."
     check_is_fitted(self, "model_")
+    if trust is not None and not 0 <= trust <= 1: raise PZSLError(f"trust: {trust!r} is not from 0 to 1")
     x = _unit_rows(self, X)
     plain, choice = trust is not None, self.choice_
     return score_rows(self.model_, x, self.label_features_, self.seen_, trust if plain else choice.trust,
@@ -470,8 +479,8 @@ def add_classes(
 ) -> CLIPPZSL:
     "Let the fitted model recognise further classes, of which it never saw an image."
     check_is_fitted(self, "model_")
+    if isinstance(names, str) or not len(names): raise PZSLError(f"add_classes: {names!r} is no list of names")
     names = list(names)
-    if isinstance(names, str) or not names: raise PZSLError("add_classes: give a list of names")
     if taken := [name for i, name in enumerate(names) if name in set(self.classes_.tolist()) | set(names[:i])]:
         raise PZSLError(f"add_classes: {listing(map(repr, taken))} is a class already; leave it out or rename it")
     if label_features is None and self.encoder is None:
@@ -494,9 +503,13 @@ def load(
 ) -> CLIPPZSL:
     "A fitted estimator from its file; predicts, and takes new classes."
     tensors, plain = read_checkpoint(checkpoint)
-    try: notes, t, seen = plain["notes"], tensors["label_features"], tensors["model.seen"]
-    except KeyError as error: raise PZSLError(f"{checkpoint}: has no {error}; train again") from error
-    est = cls(**notes["settings"]).set_params(encoder=encoder, architecture=architecture)
+    try:
+        notes, t, seen = plain["notes"], tensors["label_features"], tensors["model.seen"]
+        est = cls(**notes["settings"]).set_params(encoder=encoder, architecture=architecture)
+        choice, classes, witnesses = _as_choice(notes["choice"]), notes["classes"], _as_witnesses(notes["witnesses"])
+    except (KeyError, TypeError) as error:
+        raise PZSLError(f"{checkpoint}: was not written by `fit(..., checkpoint=...)` of this version ({error}); train "
+                        "again") from error
     model = _make_model(est, t, seen, tensors.get("model.attributes"))
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     try: model.load_state_dict(weights)
@@ -504,5 +517,4 @@ def load(
         raise PZSLError(f"{checkpoint}: its weights do not fit the model that its settings describe, so another "
                         "version of this program wrote it; train again") from error
     est.n_features_in_, est.history_ = t.shape[1], plain["history"]
-    return est._keep(model, _as_choice(notes["choice"]), np.array(notes["classes"]), seen, t,
-                     witnesses=_as_witnesses(notes["witnesses"]))
+    return est._keep(model, choice, np.array(classes), seen, t, witnesses=witnesses)

@@ -180,7 +180,7 @@ class Evidence:
 
 # %% ../nbs/35_evidence.ipynb #35-020
 _NUMBERS = {   # where each number starts, and its bounds; all but the last are positive and fitted as logarithms
-    "words": (.5, .02, 4.5), "pictures": (1., .007, 4.5), "apprentice": (.5, .02, 4.5), "dropped": (.1, .0025, .5),
+    "words": (.5, .02, 4.5), "pictures": (.3, .007, 4.5), "apprentice": (.5, .02, 4.5), "dropped": (.1, .0025, .5),
     "slope": (0., -.5, 8.)}
 DOUBT = .5   # weight of words up to which an apprentice is trained
 _PRIOR = {"words": 1., "pictures": .1, "apprentice": .5}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np, torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -92,8 +92,14 @@ _BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticE
 _THREAD = 200   # times as long as wide
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    "The picture as the camera was held, if it has noted that."
+    try: return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+    except _BROKEN: return image   # a note that cannot be read is none
+
+
 def _decoded(image: Any) -> Image.Image:
-    "One picture in red, green and blue; raises whatever the decoder raises."
+    "One picture, upright, in red, green and blue; raises whatever the decoder raises."
     if isinstance(image, np.ndarray): return Image.fromarray(image)
     if not isinstance(image, Image.Image):
         facts = os.stat(image)
@@ -104,6 +110,9 @@ def _decoded(image: Any) -> Image.Image:
     if short * long > (Image.MAX_IMAGE_PIXELS or np.inf): raise ValueError(f"a bomb: {short:,} x {long:,} pixels")
     if long > _THREAD * short: raise ValueError(f"its {short:,} x {long:,} pixels are a thread, and no picture")
     image.load()
+    if image.mode in ("I", "F"): raise ValueError("its numbers may mean anything; save it with 8 or 16 bits a colour")
+    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)/257).round().astype(np.uint8))
+    image = _upright(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../nbs/21_extract.ipynb #21-012
@@ -175,7 +184,7 @@ def image_key(
         parts = (f"{os.path.abspath(path)[skip:]}\0{_stamp(path)}\n" for path in images)
     else: parts = (try_picture(lambda picture: content_hash(np.asarray(picture)), images, row)
                    for row in range(len(images)))
-    digest = hashlib.sha256(content_hash("pictures", encoder.fingerprint, str(dtype), len(images)).encode())
+    digest = hashlib.sha256(content_hash("upright pictures", encoder.fingerprint, str(dtype), len(images)).encode())
     for part in parts: digest.update(os.fsencode(part))
     return digest.hexdigest()
 

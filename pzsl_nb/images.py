@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'ENDINGS', 'class_words', 'normalise_name', 'Paths', 'Pictu
 # %% ../nbs/11_images.ipynb #11-002
 import difflib, hashlib, itertools, os, posixpath, re, unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

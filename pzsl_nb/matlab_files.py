@@ -9,7 +9,7 @@ __all__ = ['read_mat', 'split_version', 'class_means', 'attribute_label_features
 # %% ../nbs/13_matlab.ipynb #13-003
 import math, mmap, os, re, struct, zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def _array(data: memoryview, order: str, inside: bool = False) -> Any:
     if len(shape) != 2: raise _Damaged(f"{name!r} has {len(shape)} dimensions; a table has two")
     if kind == _CELL and not inside: return [_array(part, order, True) for part in _parts(data, at, order, shape)]
     if kind == _CHAR: return _text(data, at, order, shape)
-    if kind == _SPARSE: return _sparse(data, at, order, shape)
+    if kind == _SPARSE and not flags & 8: return _sparse(data, at, order, shape)
     if not 6 <= kind <= 15 or flags & 8:
         raise _Damaged(f"{name!r} holds structs, objects, cells in cells or complex numbers; save it as plain numbers, "
                        "text, or a cell array of these")
@@ -319,16 +319,20 @@ def class_means(
     return total/np.where(mass > 0, mass, 1)[:, None], mass
 
 
+def _left_out(wanted: np.ndarray, e: np.ndarray, v: np.ndarray, strength: float) -> float:
+    "Mean squared error on rows that are left out; `e`, `v`: eigenvalues and -vectors of the rows' products (k, k)."
+    hat = e/(e + strength)
+    own = (v*v) @ hat + 1/len(wanted)   # what a row has to say about itself, its share in the means included
+    return np.square((wanted - v @ (hat[:, None]*(v.T @ wanted)))/(1 - own)[:, None]).mean()
+
+
 def _ridge(given: np.ndarray, wanted: np.ndarray, all_given: np.ndarray) -> np.ndarray:
-    "Ridge regression from `given` (k, a) to `wanted` (k, d), read off at `all_given`; its strength by leaving one out."
+    "Ridge regression from centred `given` (k, a) to centred `wanted` (k, d), read off at `all_given`; see above."
     e, v = np.linalg.eigh(given @ given.T)
-    e, inner = np.clip(e, 0, None), v.T @ wanted
-    def left_out(strength):   # mean squared error on rows that are left out
-        hat = e/(e + strength)
-        return np.square((wanted - v @ (hat[:, None]*inner))/(1 - (v*v) @ hat)[:, None]).mean()
+    e = np.clip(e, 0, None)
     strengths = max(e.max(), 1e-300)*np.logspace(-6, 2, 33)
-    strength = strengths[np.argmin([left_out(s) for s in strengths])]
-    return all_given @ given.T @ (v @ (inner/(e + strength)[:, None]))
+    strength = strengths[np.argmin([_left_out(wanted, e, v, s) for s in strengths])]
+    return all_given @ given.T @ (v @ ((v.T @ wanted)/(e + strength)[:, None]))
 
 # %% ../nbs/13_matlab.ipynb #13-024
 def attribute_label_features(
@@ -361,10 +365,10 @@ def candidate_likelihoods(
     label_features: Tensor,  # (C, d)
     sets: CandidateSets,     # n sets
     seen: Tensor,            # (C,) bool
-    scales: Iterable[float] = _SCALES,
+    scales: Sequence[float] = _SCALES,  # of cosines, to compare
 ) -> np.ndarray:             # one for every scale: mean log of the probability of the set, in nats
     "How likely the candidate sets are, if cosines times a scale are logits over the seen classes."
-    total = np.zeros(len(list(scales)))
+    total = np.zeros(len(scales))
     for rows in torch.arange(len(sets)).split(4096):
         cosines = features[rows].float() @ label_features.T
         position, local = sets.positions(rows)

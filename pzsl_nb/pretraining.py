@@ -23,10 +23,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 import pzsl_nb
-from .core import PZSLError, content_hash, read_json, seed_everything, write_json
+from .core import PZSLError, content_hash, progress_bar, read_json, seed_everything, write_json
 from .encoders import EMBEDDED, TEMPLATES, VOCABULARY, Encoder, label_features, quiet_logging
 from .shapes import WORDS, class_name, default_split, render
 
@@ -60,7 +59,7 @@ def _phrase(attributes, named) -> str:
 def write_captions(
     attributes: np.ndarray,     # (n, 3) what the pictures show
     rng: np.random.Generator,
-    wrong: float = .05,         # chance that one attribute is misread
+    wrong: float = .05,         # chance that one attribute is guessed
 ) -> list[str]:
     "A caption for every picture: a random part of its attributes, now and then a wrong one."
     n, said = len(attributes), attributes.copy()
@@ -199,7 +198,7 @@ def _train(encoder: Encoder, steps: int, batch_size: int, seed: int, learning_ra
     "Train the encoder's model in place; returns loss and accuracy along the way."
     model, history, losses = encoder.model, [], []
     optimiser, schedule = _optimiser(model, steps, learning_rate)
-    for step in (bar := tqdm(range(steps), desc="pretraining", unit="step", disable=not progress)):
+    for step in (bar := progress_bar(range(steps), desc="pretraining", unit="step", shown=progress)):
         model.train()
         loss = _step_loss(model, encoder.tokenizer, *studio_batch(step, batch_size, seed))
         optimiser.zero_grad(); loss.backward()
@@ -255,6 +254,8 @@ def pretrain(
     start = time.perf_counter()
     if steps < 1 or batch_size < 2:
         raise PZSLError(f"pretrain: {steps} steps of {batch_size} pictures teach nothing; take 1 step of 2 or more")
+    if not 0 < learning_rate < float("inf"):
+        raise PZSLError(f"pretrain: a learning rate of {learning_rate} cannot be used; give a positive number")
     with _whole_folder(Path(out_dir), force) as folder:
         seed_everything(seed)
         encoder = new_model(folder)

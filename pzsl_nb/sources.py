@@ -79,8 +79,7 @@ def _thumbnails(pictures: Sequence, side: int = 96) -> Callable[[Tensor], np.nda
 def _features(encoder: "Encoder", images: Sequence, how: Reading) -> tuple[Tensor, np.ndarray, list[str]]:
     "Features of the pictures that can be read, their rows, and what is wrong with the others."
     from pzsl_nb.extract import extract_features
-    width = encoder.encode_text(["a"]).shape[1]
-    if len(images) == 0: return torch.zeros(0, width), np.arange(0), []
+    if len(images) == 0: return torch.zeros(0, encoder.encode_text(["a"]).shape[1]), np.arange(0), []
     dtype = torch.float32 if isinstance(images, np.ndarray) and images.ndim == 4 else torch.float16
     found = extract_features(encoder, images, how.cache_dir, on_error=how.on_error, dtype=dtype, workers=how.workers,
                              progress=how.progress and len(images) > 5000)

@@ -1,5 +1,6 @@
 "The estimator: resume, identity, seeds, odd shapes of tasks, what a new class may change, and memory."
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
 from pzsl_nb.baselines import CandidateNLL
@@ -17,7 +19,7 @@ from pzsl_nb.estimator import CLIPPZSL, as_candidates
 from pzsl_nb.evidence import FEWEST, _crossed
 from pzsl_nb.selection import choose
 from pzsl_nb.task import CandidateSets
-from pzsl_nb.training import run
+from pzsl_nb.training import read_checkpoint, run
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
 
 W = World()
@@ -267,6 +269,8 @@ def test_all_forms_of_candidates_train_the_same():
 @pytest.mark.parametrize("candidates, names, told", [
     ([["cat"], [3]], None, "some classes are named by text and some by number"),
     ([["cat"], ["dog"]], ["cat", "cat", "dog"], "two classes have the same name"),
+    ([["cat"], None], None, "row 1 is not of texts or numbers"), ([[["cat"]], ["dog"]], None, "row 0 is not of texts"),
+    ([1, None], None, "row 1 is not of texts"), ([[True, False], [False, True]], None, "true and false in lists name no class"),
     ([["cat"], ["cow"]], ["cat", "dog"], "'cow' is not among the 2 classes")])
 def test_names_that_leave_a_doubt(candidates, names, told):
     with pytest.raises(PZSLError, match=told): as_candidates(candidates, names)
@@ -289,6 +293,30 @@ def test_a_setting_that_is_no_number(wrong):
 def test_a_setting_out_of_range(wrong, number):
     name, value = *wrong, *wrong.values()
     with pytest.raises(PZSLError, match=f"{name}: {value!r} cannot be used; give a {number}"): fit(estimator(**wrong))
+
+
+def test_a_table_of_names():
+    sets, names = as_candidates(np.array([["cat", "dog"], ["owl", "cat"]]))
+    assert names.tolist() == ["cat", "dog", "owl"] and [sets[i] for i in range(2)] == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize("seen", [["yes"]*6 + ["no"]*3, list(range(9)), [.5]*9])
+def test_marks_of_seen_classes_are_true_or_false(seen):
+    with pytest.raises(PZSLError, match="seen: holds other things"): estimator().fit(W.x, W.sets, W.t, seen=seen)
+
+
+def test_more_that_an_estimator_refuses(tmp_path):
+    with pytest.raises(PZSLError, match="attributes: .*give a table of numbers"): fit(estimator(), attributes=[["a"]]*9)
+    est = fit(estimator())
+    with pytest.raises(PZSLError, match="trust: 5.0 is not from 0 to 1"): est.top_scores(W.x_test, 5.)
+    with pytest.raises(PZSLError, match="'cat' is no list of names"): est.add_classes("cat", W.t[:3])
+    assert estimator().fit(W.x, W.sets, W.t.clone().requires_grad_(), seen=W.seen).predict(W.x).tolist() == est.predict(W.x).tolist()
+    fit(estimator(), checkpoint=tmp_path/"c.safetensors")
+    tensors, plain = read_checkpoint(tmp_path/"c.safetensors")
+    plain["notes"] = {"settings": plain["notes"]["settings"] | {"newer": 1}}
+    for notes in ({}, plain["notes"]):
+        save_file(tensors, tmp_path/"d.safetensors", {"pzsl": json.dumps(plain | {"notes": notes})})
+        with pytest.raises(PZSLError, match="was not written by"): CLIPPZSL.load(tmp_path/"d.safetensors")
 
 
 def test_words_and_attributes_that_cannot_be():

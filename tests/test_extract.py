@@ -553,3 +553,30 @@ def test_photographs_through_a_large_encoder(tmp_path):
     with pytest.warns(UserWarning, match="broken.JPEG"):
         again = extract_features(large, files, tmp_path / "c", on_error="skip", progress=False).features
     assert torch.equal(again, features) and time.perf_counter() - begin < 1
+
+
+# as cameras and scanners leave them
+
+def test_pictures_stand_as_the_camera_was_held(tmp_path):
+    flat = np.zeros((20, 40, 3), np.uint8)
+    flat[:, :20] = 255   # white on the left
+    for number in range(1, 9):
+        picture = Image.fromarray(flat)
+        exif = picture.getexif()
+        exif[274] = number
+        picture.save(tmp_path/"held.png", exif=exif)
+        shown = np.asarray(open_picture(tmp_path/"held.png"))
+        assert shown.shape == ((20, 40, 3) if number < 5 else (40, 20, 3)), number
+        bright = {1: shown[:, :20], 2: shown[:, 20:], 3: shown[:, 20:], 4: shown[:, :20],
+                  5: shown[:20], 6: shown[:20], 7: shown[20:], 8: shown[20:]}[number]
+        assert bright.min() == 255 and shown.sum() == bright.sum(), number
+
+
+def test_numbers_of_sixteen_bits_are_scaled_and_others_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 300).astype(np.uint16).reshape(10, 30)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(ramp).save(tmp_path/name)
+        shown = np.asarray(open_picture(tmp_path/name))
+        assert abs(shown[..., 0].astype(float) - ramp/257).max() <= .5
+    Image.fromarray(np.float32(ramp)/65535).save(tmp_path/"float.tif")
+    with pytest.raises(PZSLError, match="float.tif: its numbers may mean anything"): open_picture(tmp_path/"float.tif")

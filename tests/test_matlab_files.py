@@ -458,3 +458,8 @@ def test_methods_learn_on_lost(method):
     right = {model: float((top.seen_class == task.test_labels).float().mean()) for model, top in tops.items()}
     assert right[method] > right["zero-shot"] + .05
     assert row["metrics"]["disambiguation_accuracy"] > row["zero_shot"]["disambiguation_accuracy"] + .05
+
+
+def test_a_sparse_table_of_complex_numbers_is_refused(tmp_path):
+    savemat(tmp_path/"a.mat", {"table": csc_array(np.array([[1 + 2j, 0], [0, 3]]))})
+    with pytest.raises(PZSLError, match="complex numbers"): read_mat(tmp_path/"a.mat", ["table"])
