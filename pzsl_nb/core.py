@@ -103,7 +103,10 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, numbers.Integral): return int(value)
     if isinstance(value, numbers.Real): return float(value) if math.isfinite(value) else None
     if isinstance(value, os.PathLike): return os.fspath(value)
-    if isinstance(value, Mapping): return {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, Mapping):
+        plain = {str(k): _plain(v, f"{where}.{k}") for k, v in value.items()}
+        if len(plain) == len(value): return plain
+        raise PZSLError(f"{where}: two of its keys are written alike, as JSON keys are text; rename one")
     if isinstance(value, (list, tuple)): return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     raise PZSLError(f"{where}: a {type(value).__name__} has no place in JSON; turn it into numbers, strings or lists")
 
@@ -114,6 +117,7 @@ def write_json(
 ) -> None:
     "Write `obj` as JSON in its own order, indented by two; NaN and infinities become `null`."
     text = json.dumps(_plain(obj, Path(path).name), indent=2, ensure_ascii=False, allow_nan=False)
+    text = re.sub("[\ud800-\udfff]", lambda part: f"\\u{ord(part[0]):04x}", text)   # names of files that are no UTF-8
     with atomic_path(path) as temporary: temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -57,6 +57,14 @@ def test_a_folder_that_cannot_be_made_is_a_plain_complaint(tmp_path):
     with pytest.raises(PZSLError, match="its folder cannot be made"), atomic_path(tmp_path / "file" / "x.json"): pass
 
 
+def test_json_keeps_names_of_files_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xc3\xa9.png")
+    write_json(tmp_path/"a.json", {name: [name, "\U0001f600 \\udce9"]})
+    assert read_json(tmp_path/"a.json") == {name: [name, "\U0001f600 \\udce9"]}
+    with pytest.raises(PZSLError, match="a.json.x: two of its keys are written alike"):
+        write_json(tmp_path/"a.json", {"x": {1: "a", "1": "b"}})
+
+
 def test_json_keeps_order_and_turns_what_is_not_finite_into_null(tmp_path):
     path = tmp_path / "result.json"
     value = {"z": np.float32(.5), "a": [math.nan, -math.inf, np.int64(3)], "t": torch.tensor(2.), "n": None,

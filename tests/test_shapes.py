@@ -122,7 +122,7 @@ def test_the_code_still_makes_the_shipped_weights(monkeypatch):
         return Bar()
 
     seen = []
-    monkeypatch.setattr(pretraining, "tqdm", stop_at_the_first_report)
+    monkeypatch.setattr(pretraining, "progress_bar", stop_at_the_first_report)
     threads = torch.get_num_threads()
     torch.set_num_threads(record["versions"]["threads"])
     with pytest.raises(Stopped), tempfile.TemporaryDirectory() as folder:
