@@ -67,7 +67,8 @@ def _one_line(thing: str, message: str) -> None:
 
 def _stopped(arguments: Sequence[str]) -> None:
     "After Ctrl-C: the command that goes on where this one stopped."
-    words = [word for word in arguments if word not in ("--force", "--resume")]
+    begun = () if arguments[:1] == ["extract"] else ("--force",)   # the file of extract is written at the end
+    words = [word for word in arguments if word not in ("--resume", *begun)]
     name = f"pzsl {arguments[0]}" if arguments else "pzsl"
     more = _RESUMABLE.get(words[0]) if words else None
     if more is not None: _one_line(name, f"stopped; go on with: pzsl {shlex.join(words)}{more}")
@@ -357,8 +358,10 @@ def extract(
     accelerate launch --multi_gpu --num_processes 4 -m pzsl_nb.cli extract --data folder:DIR
     """
     from pzsl_nb.experiment import reading
-    from pzsl_nb.features_files import save_features
+    from pzsl_nb.features_files import FEATURE_ENDINGS, save_features
     from pzsl_nb.sources import open_task
+    if out is not None and out.suffix not in FEATURE_ENDINGS:
+        raise PZSLError(f"{out}: features are saved as {' or '.join(FEATURE_ENDINGS)}; give it one of these endings")
     if out is not None and out.exists() and not force:
         raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
     config = _make_config(data, None, settings, seed=seed, encoder=encoder, descriptions=descriptions,
@@ -531,7 +534,7 @@ def predict(
 def _check_ablation(out: Path, resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched."
     rows = out/"rows.jsonl"
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not rows.exists()):
+    if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - {out/"ablation.png"}):
         raise PZSLError(f"{out}: is not the folder of an ablation (it has no rows.jsonl); choose another with --out")
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "

@@ -29,7 +29,7 @@ from .disambiguation import clip_prior
 from .estimator import CLIPPZSL, RANGES
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
                              expected_calibration_error, flips, gzsl_metrics, seen_unseen_curve, top_belief)
-from .sources import Reading, load_task, open_task
+from .sources import Reading, load_task
 from .task import CandidateSets, Task
 from .training import Trainer, read_checkpoint
 
@@ -336,8 +336,8 @@ def _stored_config(values: dict[str, Any], where: str | Path) -> Config:
                         "choose another place for the results") from error
 
 
-def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
-    "An empty folder with config.json, or the one to resume."
+def _check_folder(folder: Path, config: Config, resume: bool, force: bool) -> None:
+    "Complain unless the folder is empty, or the one to resume, or to be replaced."
     if any(part.exists() and not part.is_dir() for part in (folder, *folder.parents)):
         raise PZSLError(f"{folder}: there is a file in the place of the folder; choose another folder with --out")
     there = folder.exists() and any(folder.iterdir())
@@ -353,11 +353,24 @@ def _prepare(folder: Path, config: Config, resume: bool, force: bool) -> None:
     if there and not force:
         raise PZSLError(f"{folder}: exists and is not empty; use --force to replace it, --resume to continue it, or "
                         "--out for another folder")
-    if there and (foreign := sorted(path.name for path in folder.iterdir() if path.name not in RUN_FILES)):
+    if there and (foreign := sorted({path.name for path in folder.iterdir()} - {*RUN_FILES})):
         raise PZSLError(f"{folder}: holds {listing(foreign)}, which no run writes, so it is not replaced; choose "
                         "another folder with --out")
-    if there: shutil.rmtree(folder)
-    write_json(folder/"config.json", config.plain())
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path, names: Sequence[str]) -> Iterator[None]:
+    "What has these names is set aside, and comes back where the block ends with an error."
+    old = [name for name in names if (folder/name).exists()]
+    with tempfile.TemporaryDirectory(prefix=".replaced-", dir=folder) if old else contextlib.nullcontext() as aside:
+        for name in old: (folder/name).rename(Path(aside)/name)
+        try: yield
+        except Exception:   # and not Ctrl-C, after which the new one can go on
+            for path in [folder/name for name in names if old and (folder/name).exists()]:
+                if path.is_dir(): shutil.rmtree(path)
+                else: path.unlink()
+            for name in old: (Path(aside)/name).rename(folder/name)
+            raise
 
 
 def _write_csv(path: Path, rows: Sequence[dict]) -> None:
@@ -406,20 +419,24 @@ def run_experiment(
     group, task = processes(device), _load(config, cache_dir, device, progress, work)
     if supervised is None: supervised = task.labels is not None
     if supervised: _true_sets(task)
-    if out is not None and group.first: _prepare(out, config, resume, force)
-    group.wait()
-    est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume, memory=memory,
-                            checkpoint=None if out is None else out/"checkpoint.safetensors")
-    result, tops = measure(config, task, est)
-    seconds = time.perf_counter() - begin + est.spared_   # as if the run had been on its own
-    result |= {"seconds": round(seconds, 2), "peak_memory_mb": round(peak_memory_mb(), 1),
-               "versions": made_with(device)}
-    if torch.cuda.is_available(): result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
-    if supervised and config.method != "supervised":
-        clean, _ = fit_task(dataclasses.replace(config, method="supervised"), task, device=device, progress=progress)
-        result["supervised"], tops["supervised"] = _measures(clean, task)
-    outcome = Outcome(config, task, est, result, tops, (watcher.rows, watcher.kept), out)
-    if out is not None and group.first: _write(outcome)
+    first = out is not None and group.first
+    if first: _check_folder(out, config, resume, force)
+    with _replacing(out, RUN_FILES if first and force else ()):
+        if first and not (out/"config.json").exists(): write_json(out/"config.json", config.plain())
+        group.wait()
+        est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume,
+                                memory=memory, checkpoint=None if out is None else out/"checkpoint.safetensors")
+        result, tops = measure(config, task, est)
+        seconds = time.perf_counter() - begin + est.spared_   # as if the run had been on its own
+        result |= {"seconds": round(seconds, 2), "peak_memory_mb": round(peak_memory_mb(), 1),
+                   "versions": made_with(device)}
+        if torch.cuda.is_available(): result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
+        if supervised and config.method != "supervised":
+            bound = dataclasses.replace(config, method="supervised")
+            clean, _ = fit_task(bound, task, device=device, progress=progress)
+            result["supervised"], tops["supervised"] = _measures(clean, task)
+        outcome = Outcome(config, task, est, result, tops, (watcher.rows, watcher.kept), out)
+        if first: _write(outcome)
     return outcome
 
 
@@ -779,7 +796,7 @@ def run_ablation(
     *,
     variants: Sequence[str] | None = None,  # keys of ABLATIONS; None: all
     device: str = "auto",                   # "auto", "cpu", "cuda", "mps"
-    anew: bool = False,                     # forget the rows that are there, once it is clear what there is to run
+    anew: bool = False,                     # forget the rows that are there, if it can be run
     cache_dir: str | Path | None = None,    # where features of pictures are kept
     progress: bool = True,                  # show a bar
 ) -> list[dict[str, Any]]:                  # flat rows: variant, seed, S, U, H, T1, ausuc, disambiguation_accuracy
@@ -787,13 +804,11 @@ def run_ablation(
     names = list(ABLATIONS if variants is None else variants)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise PZSLError(f"ablation: {listing(unknown)} is not a variant; use some of {listing(ABLATIONS, 20)}")
-    if anew and path is not None:
-        if config.data != "shapes": open_task(config.data, reading(config, cache_dir=cache_dir, device=device))
-        Path(path).unlink(missing_ok=True)
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]
-    rows = run_grid(configs, path, notes=[{"variant": name} for name, _ in pairs], device=device, cache_dir=cache_dir,
-                    progress=progress)
+    with _replacing(Path(path or ".").parent, (Path(path).name,) if anew and path is not None else ()):
+        rows = run_grid(configs, path, notes=[{"variant": name} for name, _ in pairs], device=device,
+                        cache_dir=cache_dir, progress=progress)
     flat = [{"variant": name, "seed": seed} | row["metrics"] for (name, seed), row in zip(pairs, rows)]
     frozen = {seed: row["zero_shot"] for (_, seed), row in zip(pairs, rows)}
     return flat + [{"variant": "frozen CLIP", "seed": seed} | values for seed, values in frozen.items()]

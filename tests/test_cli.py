@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from PIL import Image
 
 from pzsl_nb import cli
 from pzsl_nb.experiment import read_images
@@ -289,6 +288,22 @@ def test_what_is_found_out_late_leaves_nothing_either(pzsl, birds, tmp_path):
     assert tree(tmp_path) == before | {Path("mine"): None}   # a folder that was there stays, as empty as it was
 
 
+def test_a_run_that_cannot_be_replaced_stays(pzsl, birds, tmp_path):
+    assert pzsl(f"run {FIXED} --epochs 2 --out a")[0] == 0
+    before = tree(tmp_path)
+    code, _, err = pzsl("run --data birds.npz --candidates uniform:1 --out a --force")
+    assert code == 1 and "every set holds every seen class" in err.splitlines()[-1]
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("words, more", [("extract --data d --out f.npz --force", "--force"), ("run --out r --force", "--resume"),
+                                         ("ablate --force --out a", "--resume"), ("compare g.yaml --force", "g.yaml")])
+def test_the_command_that_goes_on(words, more, capsys):
+    cli._stopped(words.split())
+    said = capsys.readouterr().err
+    assert said.rstrip().endswith(more) and ("--force" in said) == (more == "--force")
+
+
 def test_debug_shows_the_traceback(pzsl, birds):
     code, _, err = pzsl("run --data nowhere.npz --debug")
     assert code == 1 and "Traceback (most recent call last)" in err and "PZSLError: nowhere.npz" in err.splitlines()[-1]
@@ -334,7 +349,10 @@ def test_stopped_and_resumed_is_as_if_never_stopped(start, pzsl, birds, tmp_path
     run = f"run {FIXED} --epochs 60"
     process = start(f"{run} --out a --force")
     wait_for(tmp_path/"a"/"checkpoint.safetensors", process)   # the first is written before the first epoch
-    while read_checkpoint(tmp_path/"a"/"checkpoint.safetensors")[1]["epoch"] == 0: time.sleep(.02)
+    limit = time.monotonic() + 60
+    while read_checkpoint(tmp_path/"a"/"checkpoint.safetensors")[1]["epoch"] == 0:
+        assert process.is_alive() and time.monotonic() < limit
+        time.sleep(.02)
     os.kill(process.pid, signal.SIGINT)
     code, text, err = process.wait()
     assert (code, text) == (130, "") and "Traceback" not in err
@@ -491,7 +509,9 @@ def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
     rows = tmp_path/"a"/"rows.jsonl"
     rows.parent.mkdir()
     rows.write_text('{"config": {}, "notes": {}}\n')
-    for wrong in ("--data birds.npz --variants 'no brain'", "--data bird.npz"):
+    (tmp_path/"a"/"ablation.png").write_text("a picture")
+    for wrong in ("--data birds.npz --variants 'no brain'", "--data bird.npz", "--data birds.npz --candidates unifrm:0.3",
+                  "--data birds.npz --candidates uniform:1", "--data birds.npz --set method=cc", "--data birds.npz --seed 2147483649"):
         code, _, err = pzsl(f"ablate {wrong} --out a --force --seeds 1 {BY_HAND}")
         assert code == 1 and rows.read_text() == '{"config": {}, "notes": {}}\n', err
     code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --variants full --out a --force --seeds 1 "

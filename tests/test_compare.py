@@ -132,6 +132,21 @@ def test_a_command_that_cannot_work_forces_nothing_away(done, folder):
         assert (out/"results.jsonl").read_bytes() == content and (out/"table.txt").exists()
 
 
+def test_force_makes_everything_anew(folder):
+    words = ["--data", "npz:birds.npz", "--candidates", RULES[0], "--methods", "zero-shot,cc", "--seeds", "1", "--set", "trust=1",
+             "--set", "gamma=0", "--device", "cpu", "--out", "anew"]
+    assert pzsl(folder, *words, "--set", "epochs=1")[0] == 0
+    (folder/"anew"/"report.html").write_text("about the old rows")
+    before = {path.name: path.stat().st_mtime_ns for path in (folder/"anew").glob("table.*")}
+    code, _, err = pzsl(folder, *words, "--set", "epochs=2", "--force")
+    assert code == 0, err
+    made = [json.loads(line) for line in lines(folder/"anew"/"results.jsonl")]
+    assert len(made) == 2 and [row["config"]["epochs"] for row in made if row["method"] == "cc"] == [2]
+    after = {path.name: path.stat().st_mtime_ns for path in (folder/"anew").glob("table.*")}
+    assert after.keys() == before.keys() and all(after[name] > before[name] for name in after)
+    assert not (folder/"anew"/"report.html").exists()
+
+
 def test_two_commands_in_one_folder(done, folder):
     with comparison._alone(done[0]):
         code, _, err = pzsl(folder, *WORDS, "--out", "out")

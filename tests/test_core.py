@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ def test_importing_it_does_not_import_torch_or_numpy():
 
 
 def test_seeds_reach_every_library():
-    def draws(): return np.random.rand(), float(torch.rand(()))
+    def draws(): return random.random(), np.random.rand(), float(torch.rand(()))
     seed_everything(3)
     first = draws()
     generator = seed_everything(np.int64(3))

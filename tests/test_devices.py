@@ -1,4 +1,5 @@
 "Tensors of a training stay together on whatever device it runs, and what is kept is back on the CPU."
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,7 @@ def assert_alike(near, far, tmp_path):
     assert all(type(value.data) is torch.Tensor for value in kept)
     loaded = CLIPPZSL.load(tmp_path/"cuda.safetensors", architecture=far.architecture)
     assert (loaded.predict(W.x_test) == far.predict(W.x_test)).all()
+    np.testing.assert_allclose(far.predict_proba(W.x_test), near.predict_proba(W.x_test), atol=2e-2)
 
 
 @pytest.mark.parametrize("name", METHODS)

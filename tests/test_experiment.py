@@ -433,9 +433,7 @@ def test_a_file_that_holds_something_else(runs, tmp_path, content):
 def test_an_ablation_changes_one_thing(runs, tmp_path):
     rows = run_ablation(Config(lr=.5), [1, 2], tmp_path/"rows.jsonl", progress=False)
     assert len(runs) == 2*len(ABLATIONS) and len(rows) == 2*len(ABLATIONS) + 2
-    variants = [Config(**variant).plain() | {"lr": .5} for variant in ABLATIONS.values()]
-    for config in runs:
-        assert config.plain() | {"seed": 0} in variants
+    assert runs == [Config(lr=.5, seed=seed, **variant) for seed in (1, 2) for variant in ABLATIONS.values()]
     with pytest.raises(PZSLError, match="'no mine'|no mine"): run_ablation(Config(), [1], variants=["no mine"])
 
 

@@ -78,7 +78,14 @@ def test_a_frozen_layer_keeps_its_bits_and_all_others_are_one_vector():
 
 
 def test_any_number_of_steps():
-    for epochs in range(1, 41): trainer(epochs=epochs, batch=72)
+    for epochs in range(1, 41):
+        made = trainer(epochs=epochs, batch=72)
+        rates = [made.schedule.get_last_lr()[0]]
+        for _ in range(max(2, epochs*made.steps) - 1):
+            made.optimiser.step()
+            made.schedule.step()
+            rates.append(made.schedule.get_last_lr()[0])
+        assert rates[-1] < rates[0] < max(rates) + 1e-12, epochs
 
 
 def test_the_row_of_an_epoch_is_a_mean_over_images():
