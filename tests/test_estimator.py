@@ -38,8 +38,9 @@ def learned(est):
 # Resume
 
 @pytest.mark.parametrize("settings", [{}, BY_HAND, BY_HAND | dict.fromkeys(SWITCHES, False),
-                                      BY_HAND | {"random_state": None}, BY_HAND | {"objective": CandidateNLL()}],
-                         ids=["rehearsed", "by hand", "nothing to train", "no seed", "another loss"])
+                                      BY_HAND | {"random_state": None}, BY_HAND | {"objective": CandidateNLL()},
+                                      BY_HAND | {"negatives": 2, "batch_size": 4}],
+                         ids=["rehearsed", "by hand", "nothing to train", "no seed", "another loss", "sampled labels"])
 def test_two_and_two_are_four(tmp_path, settings):
     files = [tmp_path/"whole.safetensors", tmp_path/"parts.safetensors"]
     if settings.get("random_state", 0) is None: np.random.seed(7)
@@ -110,7 +111,7 @@ OTHERS = {
     "seen": {"seen": torch.arange(9) < 7},
     "sets": {"sets": CandidateSets.from_lists([W.sets[0][:1] if len(W.sets[0]) > 1 else [0, 1], *list(W.sets)[1:]], 9)},
     "same sizes": {"sets": CandidateSets.from_lists([[5 - c for c in row] for row in W.sets], 9)}}
-SETTINGS = {"lr": 2e-2, "weight_decay": .1, "batch_size": 4, "pictures": .9, "trust": .5, "gamma": .2, "unseen": 2.,
+SETTINGS = {"lr": 2e-2, "weight_decay": .1, "batch_size": 4, "negatives": 2, "pictures": .9, "trust": .5, "gamma": .2, "unseen": 2.,
             "random_state": 1, "epochs": 5, "start": "clip", "inner": 4, "adapter": False, "logit_scale": 21.}
 
 
