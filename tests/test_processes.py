@@ -3,6 +3,7 @@
 Sums of gradients are taken in another order by two processes, so that weights differ in their last digits and a row whose
 two best classes are equally good may change sides. Metrics may differ by TOLERANCE, in shares.
 """
+import csv
 import json
 import os
 import re
@@ -71,6 +72,15 @@ def test_metrics_are_the_same_within_the_tolerance(runs):
             assert one[model][key] == pytest.approx(two[model][key], abs=TOLERANCE), (model, key)
     assert one["choice"]["trust"] == two["choice"]["trust"]
     assert one["choice"]["unseen"] == pytest.approx(two["choice"]["unseen"], abs=TOLERANCE)   # an apprentice's word differs
+
+
+def test_losses_and_beliefs_are_the_same_but_for_rounding(runs):
+    tables, beliefs = [], []
+    for _, folder, _ in runs.values():
+        with open(folder/"history.csv", newline="") as file: tables.append([*csv.DictReader(file)])
+        with np.load(folder/"beliefs.npz") as kept: beliefs.append(kept["weights"])
+    for one, two in zip(*tables, strict=True): assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-4)
+    np.testing.assert_allclose(*beliefs, atol=1e-3)   # sums are taken in another order
 
 
 def test_only_the_first_process_speaks(runs):
