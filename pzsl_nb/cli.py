@@ -534,7 +534,8 @@ def predict(
 def _check_ablation(out: Path, resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched."
     rows = out/"rows.jsonl"
-    if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - {out/"ablation.png"}):
+    left = {out/"ablation.png", *out.glob(".replaced-*")}   # the second by a kill
+    if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - left):
         raise PZSLError(f"{out}: is not the folder of an ablation (it has no rows.jsonl); choose another with --out")
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "

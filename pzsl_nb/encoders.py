@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -189,7 +188,7 @@ def label_prompts(
     templates: Sequence[str] = TEMPLATES,    # every one has a {} for the phrase
 ) -> list[list[str]]:
     "The sentences that stand for each class."
-    if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray) or not len(names):
+    if isinstance(names, str) or not hasattr(names, "__len__") or not len(names):
         raise PZSLError(f"class names: {names!r} is no list of names; give each class a name or a list of phrases")
     if isinstance(templates, str): templates = (templates,)
     if len(bad := [t for t in templates if "{}" not in t]) or not templates:

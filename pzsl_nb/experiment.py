@@ -353,23 +353,26 @@ def _check_folder(folder: Path, config: Config, resume: bool, force: bool) -> No
     if there and not force:
         raise PZSLError(f"{folder}: exists and is not empty; use --force to replace it, --resume to continue it, or "
                         "--out for another folder")
-    if there and (foreign := sorted({path.name for path in folder.iterdir()} - {*RUN_FILES})):
+    if there and (foreign := sorted(path.name for path in folder.iterdir()
+                               if path.name not in RUN_FILES and not path.name.startswith(".replaced-"))):
         raise PZSLError(f"{folder}: holds {listing(foreign)}, which no run writes, so it is not replaced; choose "
                         "another folder with --out")
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path, names: Sequence[str]) -> Iterator[None]:
-    "What has these names is set aside, and comes back where the block ends with an error."
-    old = [name for name in names if (folder/name).exists()]
+def _replacing(folder: Path, names: Sequence[str], main: str) -> Iterator[None]:
+    "What has these names is set aside; it comes back after an error, and after Ctrl-C where there is no `main` yet."
+    kept = [path.name for path in folder.glob(".replaced-*")] if names else []   # after a kill
+    old = [name for name in (*names, *kept) if (folder/name).exists()]
     with tempfile.TemporaryDirectory(prefix=".replaced-", dir=folder) if old else contextlib.nullcontext() as aside:
         for name in old: (folder/name).rename(Path(aside)/name)
         try: yield
-        except Exception:   # and not Ctrl-C, after which the new one can go on
-            for path in [folder/name for name in names if old and (folder/name).exists()]:
-                if path.is_dir(): shutil.rmtree(path)
-                else: path.unlink()
-            for name in old: (Path(aside)/name).rename(folder/name)
+        except BaseException as error:
+            if old and (isinstance(error, Exception) or not (folder/main).exists()):
+                for path in [folder/name for name in names if (folder/name).exists()]:
+                    if path.is_dir(): shutil.rmtree(path)
+                    else: path.unlink()
+                for name in old: (Path(aside)/name).rename(folder/name)
             raise
 
 
@@ -421,7 +424,7 @@ def run_experiment(
     if supervised: _true_sets(task)
     first = out is not None and group.first
     if first: _check_folder(out, config, resume, force)
-    with _replacing(out, RUN_FILES if first and force else ()):
+    with _replacing(out, RUN_FILES if first and force else (), "checkpoint.safetensors"):
         if first and not (out/"config.json").exists(): write_json(out/"config.json", config.plain())
         group.wait()
         est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume,
@@ -806,7 +809,8 @@ def run_ablation(
         raise PZSLError(f"ablation: {listing(unknown)} is not a variant; use some of {listing(ABLATIONS, 20)}")
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]
-    with _replacing(Path(path or ".").parent, (Path(path).name,) if anew and path is not None else ()):
+    name = Path(path or "").name
+    with _replacing(Path(path or "").parent, (name,) if anew and name else (), name):
         rows = run_grid(configs, path, notes=[{"variant": name} for name, _ in pairs], device=device,
                         cache_dir=cache_dir, progress=progress)
     flat = [{"variant": name, "seed": seed} | row["metrics"] for (name, seed), row in zip(pairs, rows)]

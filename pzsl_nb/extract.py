@@ -111,8 +111,8 @@ def _decoded(image: Any) -> Image.Image:
     if long > _THREAD * short: raise ValueError(f"its {short:,} x {long:,} pixels are a thread, and no picture")
     image.load()
     if image.mode in ("I", "F"): raise ValueError("its numbers may mean anything; save it with 8 or 16 bits a colour")
-    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)/257).round().astype(np.uint8))
     image = _upright(image)
+    if image.mode.startswith("I;16"): image = Image.fromarray((np.asarray(image)/257).round().astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../nbs/21_extract.ipynb #21-012

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import open_clip
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -75,6 +76,12 @@ def test_a_package_that_is_not_installed():
     with contextlib.suppress(ImportError):
         import transformers; pytest.skip(f"transformers {transformers.__version__} is installed")
     with pytest.raises(PZSLError, match="pip install transformers"): load_encoder("ViT-B-16-SigLIP", "webli")
+
+
+def test_names_of_any_kind(encoder):
+    names = ["red star", "blue moon"]
+    for given in (np.array(names), pandas.Series(names), [[name] for name in names]):
+        assert torch.equal(label_features(encoder, given), label_features(encoder, names))
 
 
 @pytest.mark.parametrize("names", ["red star", [], [""], [["red star", 3]], [1, 2], ["a", None], iter(["a"])])

@@ -10,7 +10,7 @@ import torch
 
 from pzsl_nb.core import PZSLError, read_json
 from pzsl_nb.estimator import CLIPPZSL
-from pzsl_nb.experiment import (ABLATIONS, Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run,
+from pzsl_nb.experiment import (_replacing, ABLATIONS, Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run,
                                 read_grid, results_table, run_ablation, run_experiment, run_grid, run_name)
 from pzsl_nb.figures import draw_run
 from pzsl_nb.methods import unread_settings
@@ -445,6 +445,25 @@ def test_an_outcome_shows_its_table_also_without_unseen_classes():
     assert repr(outcome) == "Outcome(a-b-default-clip-pzsl-0: H of frozen CLIP nan, clip-pzsl nan)"
     result["metrics"]["H"], result["zero_shot"]["H"] = .5, .25
     assert "width: 10em" in outcome._repr_html_() and "50.0%" in outcome._repr_html_() and "+25.0" in outcome._repr_html_()
+
+
+@pytest.mark.parametrize("error, begun, stays", [(PZSLError("no"), True, True), (MemoryError(), True, True),
+                                                 (KeyboardInterrupt(), False, True), (KeyboardInterrupt(), True, False)])
+def test_what_is_replaced_comes_back_unless_something_new_is_there(tmp_path, error, begun, stays):
+    (tmp_path/"main").write_text("old")
+    (tmp_path/"more").mkdir()
+    (tmp_path/"more"/"picture").write_text("old")
+    (tmp_path/"mine").write_text("mine")
+    with pytest.raises(type(error)), _replacing(tmp_path, ("main", "more"), "main"):
+        assert not (tmp_path/"main").exists()
+        if begun: (tmp_path/"main").write_text("new")
+        raise error
+    kept = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == ({"main": "old", "more/picture": "old", "mine": "mine"} if stays else {"main": "new", "mine": "mine"})
+    left = tmp_path/".replaced-by a kill"
+    left.mkdir()
+    with _replacing(tmp_path, ("main", "more"), "main"): (tmp_path/"main").write_text("newest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["main", "mine"]
 
 
 def test_every_run_has_its_note():
