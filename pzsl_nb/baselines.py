@@ -135,7 +135,7 @@ def weights_over_epochs(
             on_epoch=lambda trainer: kept.append(trainer.beliefs.weights.to("cpu", copy=True)) or {})
     return torch.stack(kept)
 
-
+# %% ../nbs/43_baselines.ipynb #43-028
 def toy_pictures(
     classes: int = 12,           # seen ones; four more are unseen
     each: int = 12,              # images of a seen class
@@ -179,4 +179,3 @@ def draw_weights(
     for ax in axes[-1]: ax.set_xlabel("epoch", fontsize=8)
     axes[0, 0].set(ylim=(0, 1.03), xlim=(0, len(w) + .5))
     return found
-
