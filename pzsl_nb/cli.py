@@ -480,7 +480,7 @@ def _to_classify(config: "Config", spec: str, images: Sequence[Path], encoder: A
             return _named(found.test_ids, len(found.test_features)), found.test_features
         pictures, names = found.test, _named(found.test_ids, len(found.test))
     if not len(pictures): raise PZSLError(f"{spec}: has no test pictures; give some with --images")
-    made = extract_features(encoder(), pictures, cache, on_error="skip", progress=len(pictures) > 5000)
+    made = extract_features(encoder(), pictures, cache, on_error="skip")
     kept = [row for row in range(len(pictures)) if row not in made.broken]
     return [names[row] for row in kept], made.features[kept].float()
 

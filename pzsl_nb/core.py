@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PZSLError', 'listing', 'patch_to', 'seed_everything', 'pick_device', 'atomic_path', 'write_json', 'read_json',
            'read_npz', 'content_hash', 'rows_at_once', 'Processes', 'processes', 'peak_memory_mb', 'progress_bar',
-           'html_table', 'deprecated']
+           'said_when_slow', 'html_table', 'deprecated']
 
 # %% ../nbs/00_core.ipynb #00-003
-import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, uuid, warnings, zipfile, zlib
+import contextlib, functools, hashlib, json, math, numbers, os, random, re, struct, sys, threading, uuid, warnings
+import zipfile, zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,6 +342,21 @@ def progress_bar(
     moves = "ipykernel.zmqshell" in sys.modules or getattr(sys.stderr, "isatty", bool)()
     log = {} if moves else {"file": _Log(), "mininterval": 30, "maxinterval": 30}
     return _tqdm()(*steps, disable=not shown, **log | more)
+
+# %% ../nbs/00_core.ipynb #00-068
+@contextlib.contextmanager
+def said_when_slow(
+    what: str,            # one line
+    after: float = 5.,    # seconds
+    shown: bool = True,   # False: nothing is printed
+) -> Iterator[None]:
+    "Print a line if what is inside the block has not ended after some seconds."
+    timer = threading.Timer(after, print, [what], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    if shown: timer.start()
+    try: yield
+    finally: timer.cancel()
+
 
 # %% ../nbs/00_core.ipynb #00-062
 def html_table(

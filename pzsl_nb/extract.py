@@ -250,7 +250,8 @@ def encoded(self, shards: Sequence[range]) -> Iterator[tuple[Tensor, dict[int, s
     blank = torch.zeros_like(preprocess(Image.new("RGB", (64, 64))))
     pictures = in_order(functools.partial(try_picture, preprocess, self.images),
                         chain.from_iterable(shards), self.workers, self.batch_size + 32)
-    bar = progress_bar(total=sum(map(len, shards)), desc="features", unit="picture", shown=self.progress)
+    bar = progress_bar(total=sum(map(len, shards)), desc="features", unit="picture", shown=self.progress,
+                       delay=5)   # what is done by then needs no bar
     with contextlib.closing(pictures), bar:
         for shard in shards:
             features, broken = [], {}

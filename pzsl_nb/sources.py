@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .annotations import apply_descriptions, read_csv
 from .candidates import draw_candidates
-from .core import PZSLError, atomic_path, content_hash, listing, processes
+from .core import PZSLError, atomic_path, content_hash, listing, processes, said_when_slow
 from .datasets import KNOWN
 from .features_files import load_features_npz, load_features_safetensors
 from .images import PictureSet, read_folder
@@ -64,7 +64,9 @@ def find_encoder(
     if text.startswith("local-dir:") or ":" not in text: return load_encoder(text, device=how.device)
     name, _, run = text.partition(":")
     run, given, file = (run, "", "") if Path(run).is_file() else run.partition("=")
-    return load_encoder(name, run, how.device, weights=file if given else None)
+    with said_when_slow(f"encoder {text}: its weights are fetched, or read; without a network this takes a minute to "
+                        "fail", shown=how.progress):
+        return load_encoder(name, run, how.device, weights=file if given else None)
 
 
 def _thumbnails(pictures: Sequence, side: int = 96) -> Callable[[Tensor], np.ndarray]:
@@ -82,7 +84,7 @@ def _features(encoder: "Encoder", images: Sequence, how: Reading) -> tuple[Tenso
     if len(images) == 0: return torch.zeros(0, encoder.encode_text(["a"]).shape[1]), np.arange(0), []
     dtype = torch.float32 if isinstance(images, np.ndarray) and images.ndim == 4 else torch.float16
     found = extract_features(encoder, images, how.cache_dir, on_error=how.on_error, dtype=dtype, workers=how.workers,
-                             progress=how.progress and len(images) > 5000)
+                             progress=how.progress)
     rows = np.setdiff1d(np.arange(len(images)), [*found.broken])
     if not len(rows):
         raise PZSLError(f"pictures: none of {len(images):,} can be read; {listing(found.broken.values(), 2)}")
