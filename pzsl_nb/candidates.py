@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
 
-from .core import PZSLError
+from .core import PZSLError, listing
 from .task import CandidateSets, Task
 
 # %% ../nbs/02_candidates.ipynb #02-006
@@ -37,7 +37,7 @@ class Draw:
     labels: np.ndarray                # (n,) int64, truth among the seen classes 0..C_s-1
     n_seen: int                       # C_s
     superclass: np.ndarray | None     # (C_s,) int64
-    features: Tensor | None           # (n, d)
+    features: Tensor | None           # (n, d), in half precision where they are kept so
     label_features: Tensor | None     # (C_s, d)
     logit_scale: float                # what cosines are multiplied by
 
@@ -244,6 +244,9 @@ def make_candidates(
                 label_features=None if label_features is None else label_features.cpu()[ids],
                 logit_scale=float(logit_scale))
     rows, classes = RULES[rule.name](draw, *rule.args)
+    if (wrong := np.setdiff1d(classes, np.arange(len(ids)))).size:
+        raise PZSLError(f"candidate rule {rule}: gives class {listing(wrong.tolist())}; seen classes are numbered "
+                        f"from 0 to {len(ids) - 1}")
     return CandidateSets.from_pairs(torch.as_tensor(rows), torch.as_tensor(ids[classes]), len(labels), len(seen))
 
 # %% ../nbs/02_candidates.ipynb #02-027

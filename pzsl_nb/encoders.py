@@ -38,6 +38,8 @@ class Encoder:
 
     def __repr__(self): return f"Encoder({self.name}, {self.device})"
 
+    def __deepcopy__(self, memo: dict) -> "Encoder": return self   # it never changes, and scikit-learn copies often
+
     @property
     def logit_scale(self) -> float:
         "What cosines were multiplied by in training, the inverse of the temperature."

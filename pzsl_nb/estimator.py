@@ -6,7 +6,7 @@
 __all__ = ['RANGES', 'FAINT', 'as_candidates', 'CLIPPZSL', 'unseen_weight']
 
 # %% ../nbs/42_estimator.ipynb #42-002
-import copy, math, numbers, time
+import copy, math, numbers, re, time, warnings
 from dataclasses import replace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ from .mining import visual_prototypes
 from .model import CLIPPZSLModel
 from .sampling import LabelSampler
 from .selection import TRUSTS, Choice, choose, score_rows
-from .task import CandidateSets
+from .task import CandidateSets, shared_tensor
 from .training import Trainer, load_checkpoint, read_checkpoint, run, save_checkpoint
 
 # %% ../nbs/42_estimator.ipynb #42-005
@@ -38,18 +38,39 @@ def as_candidates(
     names: Sequence | None = None,  # C classes; None: 0..C-1 for sets and masks, else what occurs
 ) -> tuple[CandidateSets, np.ndarray]:  # n sets over C classes, and the (C,) classes
     "Candidate sets from whatever form they come in, and the classes their numbers stand for."
-    names = None if names is None else np.asarray(names)
-    if names is not None and len(set(names.tolist())) < len(names):
-        raise PZSLError("candidates: two classes have the same name; rename one of them")
+    names = None if names is None else _as_names(names)
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
     elif hasattr(candidates, "__array__") and (m := np.asarray(candidates)).ndim == 2 and m.dtype.kind not in "OSU":
-        sets = CandidateSets.from_mask(torch.as_tensor(m))
+        columns = getattr(candidates, "columns", range(m.shape[1]))   # those of a data frame have names
+        if not np.array_equal(columns, range(m.shape[1])): m, names = _by_columns(m, _as_names(columns), names)
+        sets = CandidateSets.from_mask(torch.from_numpy(np.require(m, requirements=["C", "W"])))
     else: return _from_lists(candidates, names)
     names = np.arange(sets.n_classes) if names is None else names
     if len(names) != sets.n_classes:
         raise PZSLError(f"candidates: {len(names)} class names for {sets.n_classes} classes; name each of them once")
     return sets, names
+
+
+def _as_names(names: Any) -> np.ndarray:
+    "Names of classes as an array, or a complaint."
+    array = np.asarray([] if isinstance(names, (str, set, frozenset, dict)) else names)
+    if array.ndim != 1 or not len(array) or not all(isinstance(name, (str, numbers.Real)) for name in array.tolist()):
+        raise PZSLError(f"class_names: {repr(names)[:60]} is no list of names; give each class a text or a number")
+    if len(set(array.tolist())) < len(array):
+        raise PZSLError("class_names: two classes have the same name; rename one of them")
+    return array
+
+
+def _by_columns(mask: np.ndarray, columns: np.ndarray, names: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    "A mask whose columns have names, in the order of the classes; they are the classes where none are given."
+    if names is None: return mask, columns
+    if set(columns.tolist()) != set(names.tolist()):
+        differ = sorted(set(columns.tolist()) ^ set(names.tolist()), key=str)
+        raise PZSLError(f"candidates: the table's columns are not the classes, {listing(map(repr, differ))} is one of "
+                        "the two only; name the columns as the classes")
+    place = {name: i for i, name in enumerate(columns.tolist())}
+    return mask[:, [place[name] for name in names.tolist()]], names
 
 
 def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSets, np.ndarray]:
@@ -69,7 +90,11 @@ def _from_lists(candidates: Any, names: np.ndarray | None) -> tuple[CandidateSet
     values = np.array(values)
     names = np.unique(values) if names is None else names
     by_number = values.dtype.kind in "iu" and names.dtype.kind not in "iuf"   # numbers where classes have names
-    place = {value: i for i, value in enumerate(range(len(names)) if by_number else names.tolist())}
+    known = {name: i for i, name in enumerate(names.tolist())}
+    if by_number and (torn := [v for v in dict.fromkeys(values.tolist()) if known.get(str(v), v) != v]):
+        raise PZSLError(f"candidates: {listing(torn)} is the name of one class and the number of another; write it as "
+                        "text where the name is meant, and leave class_names out where the number is")
+    place = {i: i for i in range(len(names))} if by_number else known
     if unknown := [value for value in dict.fromkeys(values.tolist()) if value not in place]:
         raise PZSLError(f"candidates: {listing(map(repr, unknown))} is not among the {len(names)} classes; "
                         "add it to class_names or correct the set")
@@ -114,7 +139,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         progress: bool = False,       # show bars
     ):
         values = locals()
-        for name in self._get_param_names(): setattr(self, name, values[name])
+        for name in CLIPPZSL._get_param_names(): setattr(self, name, values[name])
 
 # %% ../nbs/42_estimator.ipynb #42-011
 _AUTO = ("unseen", "words", "pictures", "apprentice", "dropped", "slope", "trust", "gamma")   # or a number
@@ -140,13 +165,24 @@ def _check_numbers(est: CLIPPZSL) -> None:
 
 def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
     "Checked image features of unit length; a table that is so already, perhaps a mapped file, is not copied."
-    if isinstance(X, np.ndarray) and X.dtype == np.float32: X = torch.from_numpy(np.require(X, requirements=["C", "W"]))
+    if isinstance(X, Tensor): X = X.detach()
+    elif isinstance(X, np.ndarray) and X.dtype == np.float32: X = shared_tensor(X)
     table = isinstance(X, Tensor) and X.ndim == 2 and X.is_floating_point() and len(X) > 0
     if table and all(((part.float().norm(dim=1) - 1).abs() < 1e-3).all() for part in X.split(rows_at_once(X.shape[1]))):
-        if reset: est.n_features_in_ = X.shape[1]
+        if reset:
+            est.n_features_in_ = X.shape[1]
+            vars(est).pop("feature_names_in_", None)   # of an earlier fit
         if X.shape[1] == est.n_features_in_: return X
-    table = np.require(validate_data(est, X, dtype=np.float32, reset=reset), requirements=["C", "W"])
-    return torch.nn.functional.normalize(torch.from_numpy(table), dim=1)
+    if table: X = X.cpu().to(torch.promote_types(X.dtype, torch.float32))   # NumPy knows no bfloat16
+    table = shared_tensor(validate_data(est, X, dtype=np.float32, reset=reset))
+    length = table.norm(dim=1)
+    if not length.isfinite().all():
+        raise PZSLError(f"X: row {listing((~length.isfinite()).nonzero()[:, 0].tolist())} is too long for float32; "
+                        "divide the whole table by a large number")
+    if len(zero := (length == 0).nonzero()[:, 0].tolist()):
+        warnings.warn(f"X: row {listing(zero)} is all zeros and has no direction, so what is found for it means "
+                      "nothing; extract it again or leave it out")
+    return torch.nn.functional.normalize(table, dim=1)
 
 
 def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
@@ -196,8 +232,15 @@ def _check_attributes(given: Any, count: int) -> Tensor | None:
 
 def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor, sets: CandidateSets) -> Tensor:
     "Unit label features: those given, else from names by the encoder, else mean images."
+    if given is None and model.encoder is not None:
+        from pzsl_nb.encoders import label_features
+        if not all(isinstance(name, str) for name in classes.tolist()):
+            raise PZSLError("label_features: the classes are numbers, which tell an encoder nothing; give class_names, "
+                            "or label_features")
+        given = label_features(model.encoder, classes.tolist())
     if given is not None:
-        t = torch.as_tensor(np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float32))
+        given = given.detach().cpu().float().numpy() if isinstance(given, Tensor) else given
+        t = torch.from_numpy(np.array(given, np.float32, order="C"))
         if t.ndim != 2 or len(t) != len(classes) or t.shape[1] != x.shape[1] or not t.isfinite().all():
             raise PZSLError(f"label_features: shape {tuple(t.shape)} does not fit {len(classes)} classes and image "
                             f"features {x.shape[1]} wide, or some are not finite; take both from the same encoder")
@@ -205,9 +248,6 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
             raise PZSLError(f"label_features: row {listing(zero.tolist())} is all zeros, which has no direction; "
                             "make it again, or leave the class out")
         return torch.nn.functional.normalize(t, dim=1)
-    if model.encoder is not None:
-        from pzsl_nb.encoders import label_features
-        return label_features(model.encoder, [str(name) for name in classes])
     if len(never := sorted(set(range(len(classes))) - set(sets.indices.tolist()))):
         raise PZSLError(f"label_features: class {listing(classes[never])} occurs in no candidate set, so only words "
                         "can tell what it is; pass label_features, or an encoder")
@@ -230,7 +270,8 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
     elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
     else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
-    objective = copy.deepcopy(est.objective) or PartialZeroShotLoss(est.cross_entropy, unseen)
+    objective = copy.deepcopy(est.objective)
+    if objective is None: objective = PartialZeroShotLoss(est.cross_entropy, unseen)
     sampler = LabelSampler(seen, est.negatives, seed, unseen=bool(getattr(objective, "unseen", True)))
     batch = min(est.batch_size, len(x)/share/7)   # some seven steps an epoch, also with few images
     lr = est.lr*getattr(objective, "rate", 1.)
@@ -241,7 +282,9 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
 @patch_to(CLIPPZSL)
 def _seed(self) -> int:
     "A whole number from `random_state`, whatever scikit-learn allows there."
-    if isinstance(self.random_state, numbers.Integral): return int(self.random_state)
+    if isinstance(self.random_state, numbers.Integral):
+        if self.random_state < 0: raise PZSLError(f"random_state: {self.random_state} is negative; give 0 or more")
+        return int(self.random_state)
     return int(check_random_state(self.random_state).randint(2**31))
 
 # %% ../nbs/42_estimator.ipynb #42-031
@@ -279,7 +322,9 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         run(trainer, progress=est.progress, title="apprentice")
         with torch.no_grad(): model, e = trainer.model, trainer.model.labels(trainer.label_features)
         def ask(images, ids):
-            with torch.no_grad(): return model.score(model.images(images), e[ids])
+            with torch.no_grad():
+                if est.architecture is None: return model.score(model.images(images), e[ids])
+                return model.score(model.images(images), e)[:, ids]   # it may add something to certain labels
         return ask
     if not from_words: fixed = {"words": 0., "slope": 0.} | fixed
     asked = apprentice if from_words and est.start == "evidence" and est.epochs else None   # see `35_evidence`
@@ -359,12 +404,12 @@ def fit(
     attributes = _check_attributes(attributes, len(classes))
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
     content = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen)
-    same = content_hash(content, self._plain_settings(), repr(self.objective), repr(self.architecture), attributes)
+    same = content_hash(content, self._plain_settings(), *self._parts(), attributes)
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
-        raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features or settings; "
-                        "resume with the same, or start anew without it")
+        raise PZSLError(f"{checkpoint}: was written with other images, candidate sets, label features, settings, "
+                        "objective or architecture; resume with the same, or start anew without it")
     from_words, begin = from_words and (label_features is not None or self.encoder is not None), time.perf_counter()
     if going_on: evidence, self.spared_ = _recalled(checkpoint), 0.
     else: evidence, self.spared_ = _gather(self, x, sets, t, seen, from_words, attributes, memory, content)
@@ -382,6 +427,10 @@ def fit(
     self.history_ = run(trainer, None, checkpoint, every, on_epoch, self.progress)
     return self._keep(trainer.model, choice, classes, seen, t, sets, trainer.beliefs, evidence and evidence.witnesses)
 
+
+CLIPPZSL.__init_subclass__()   # scikit-learn looks at `fit` when a class is made, and then there was none yet
+
+
 # %% ../nbs/42_estimator.ipynb #42-012
 @patch_to(CLIPPZSL)
 def _plain_settings(self) -> dict[str, Any]:
@@ -390,6 +439,12 @@ def _plain_settings(self) -> dict[str, Any]:
                 for key, value in self.get_params().items())
     return {key: value for key, value in settings
             if isinstance(value, (int, float, str, bool)) and key not in ("device", "progress")}
+
+
+@patch_to(CLIPPZSL)
+def _parts(self) -> list[str]:
+    "Objective and architecture in words, which are the same in every process, wherever a function lies there."
+    return [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)) for part in (self.objective, self.architecture)]
 
 
 def _as_witnesses(plain: dict[str, float] | None) -> Witnesses | None:
@@ -455,7 +510,7 @@ def predict_proba(
     self,
     X: Any,        # (m, d) image features
 ) -> np.ndarray:   # (m, C) float64, rows add up to 1
-    "Probability of each of `classes_`."
+    "Probability of each of `classes_`, in the order of `class_names`; scorers that sort labels need those sorted."
     check_is_fitted(self, "model_")
     x = _unit_rows(self, X)
     model, choice, unseen = copy.deepcopy(self.model_).double(), self.choice_, ~self.seen_
@@ -479,18 +534,19 @@ def add_classes(
 ) -> CLIPPZSL:
     "Let the fitted model recognise further classes, of which it never saw an image."
     check_is_fitted(self, "model_")
-    if isinstance(names, str) or not len(names): raise PZSLError(f"add_classes: {names!r} is no list of names")
-    names = list(names)
-    if taken := [name for i, name in enumerate(names) if name in set(self.classes_.tolist()) | set(names[:i])]:
+    names = _as_names(names).tolist()
+    if taken := [name for name in names if name in set(self.classes_.tolist())]:
         raise PZSLError(f"add_classes: {listing(map(repr, taken))} is a class already; leave it out or rename it")
     if label_features is None and self.encoder is None:
         raise PZSLError("add_classes: names alone need an encoder; set encoder=load_encoder(...) to the one that made "
                         "the image features, or pass label_features")
     new = _label_features(self, label_features, np.array(names), self.label_features_[:1], None)
+    t = torch.cat([self.label_features_, new])
+    with torch.no_grad(): self.model_.labels(t)   # a model that takes no more labels complains here
     alike = {self.classes_.dtype.kind, np.asarray(names).dtype.kind} in ({"U"}, {"i"}, {"O"})
     self.classes_ = np.append(self.classes_ if alike else self.classes_.astype(object), names)
     self.seen_ = torch.cat([self.seen_, torch.zeros(len(names), dtype=torch.bool)])
-    self.label_features_ = torch.cat([self.label_features_, new])
+    self.label_features_ = t
     return self
 
 
@@ -510,6 +566,9 @@ def load(
     except (KeyError, TypeError) as error:
         raise PZSLError(f"{checkpoint}: was not written by `fit(..., checkpoint=...)` of this version ({error}); train "
                         "again") from error
+    if plain["epoch"] < plain["epochs"]:
+        raise PZSLError(f"{checkpoint}: the fit that wrote it ended after epoch {plain['epoch']} of {plain['epochs']}; "
+                        "complete it first, with fit(..., checkpoint=..., resume=True) on the same data")
     model = _make_model(est, t, seen, tensors.get("model.attributes"))
     weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     try: model.load_state_dict(weights)

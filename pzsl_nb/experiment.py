@@ -126,6 +126,7 @@ def _from_text(text: str) -> Any:
 
 def _checked(item: dataclasses.Field, value: Any) -> Any:
     "The value in the field's type and range, or a complaint."
+    if isinstance(value, np.generic): value = value.item()
     kind = item.type.__name__ if isinstance(item.type, type) else str(item.type)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if "float" in kind and number: value = float(value)

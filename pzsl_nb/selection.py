@@ -218,7 +218,8 @@ def choose(
 ) -> Choice | None:          # None: given up
     "Trust and gamma with the best estimated seen-unseen curve."
     folds, watch = rehearsals(sets, evidence.beliefs, seen, count, seed), _Watch(x, label_features, trusts)
-    if not folds:
+    checks = sum(len(fold.check) for fold in folds)
+    if not folds or sum(fold.share_unseen*len(fold.check) for fold in folds) == checks:   # none, or one side only
         if strict: return None
         if (~seen).any():
             warnings.warn(f"{int(seen.sum())} seen classes and {len(sets)} images are too few to rehearse with: "

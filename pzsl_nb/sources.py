@@ -162,7 +162,7 @@ def parse_source(
 ) -> tuple[str, str]:  # a key of SOURCES, and the path, which may be empty
     "Kind and path of a specification; what is none is answered with the nearest that is."
     kind, colon, path = str(spec).partition(":")
-    if kind in SOURCES and (colon or kind in {"shapes", *KNOWN}): return kind, path
+    if kind in SOURCES and (colon or kind not in ("folder", "csv", *FEATURES)): return kind, path
     ending = Path(spec).suffix.lower().removeprefix(".")
     if not (colon and kind.isalnum() and len(kind) > 1):   # C:\\photos is a path, photos:C is a mistyped kind
         if ending in ("npz", "safetensors", "csv"): return ending, str(spec)
@@ -307,7 +307,7 @@ def _read_task(spec: str, how: Reading) -> tuple[Task, Callable[[], None]]:
     task = encode(found, how, encoder)
     files = isinstance(found.train, Sequence) and all(isinstance(path, (str, Path)) for path in found.train[:1])
     whole = len(task.features) == len(found.train) and len(task.test_features) == len(found.test) > 0
-    if how.cache_dir is None or not whole or not (files or found.depends): return task, forget
+    if how.cache_dir is None or not whole or not found.depends: return task, forget
     from pzsl_nb.extract import image_key
     keys = [image_key(encoder, images, task.features.dtype) for images in (found.train, found.test)]
     task = unchecked(Task, **vars(task) | {"fingerprint": content_hash(*keys)})

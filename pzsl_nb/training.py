@@ -74,6 +74,9 @@ class Trainer:
         self.whole = torch.cat([p.detach().ravel() for p in parameters]) if parameters else None   # (P,)
         self.aside = self.whole.clone() if averaging and parameters else None
         if parameters: _show(parameters, self.whole)
+        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+            raise PZSLError("training: the objective has weights of its own, and only the model's are trained; give it "
+                            "buffers, or put the weights into an architecture")
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         settings, total = {"lr": lr, "weight_decay": weight_decay, "fused": True}, epochs*self.steps
@@ -116,6 +119,8 @@ class Trainer:
         if len(rows):
             batch = self._batch(rows, step)
             terms = self.loss(batch)
+            if not isinstance(terms, dict) or not all(isinstance(terms.get(key), Tensor) for key in (*terms, "loss")):
+                raise PZSLError("training: the objective gave no named tensors with one named loss among them")
             if terms["loss"].requires_grad: (share*terms["loss"]).backward()
         if self.optimiser is not None:
             self._complete_gradients()
@@ -192,7 +197,7 @@ def run(
     until: int | None = None,                 # stop after this epoch; None: the planned number
     checkpoint: str | Path | None = None,     # file to write; None: none is written
     every: int = 5,                           # epochs between checkpoints
-    on_epoch: Callable[[Trainer], dict] | None = None,  # adds to each row of the history
+    on_epoch: Callable[[Trainer], dict | None] | None = None,  # adds to each row of the history
     progress: bool = True,                    # show a bar
     title: str = "training",                  # of the bar
 ) -> list[dict[str, float]]:                  # the history, a row an epoch
@@ -203,7 +208,7 @@ def run(
     with bar, interruptible() as interrupted:
         while trainer.epoch < until:
             row = trainer.train_epoch()
-            if on_epoch is not None: row |= on_epoch(trainer)
+            if on_epoch is not None: row |= on_epoch(trainer) or {}
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['settled']:.0%} settled", refresh=False)
             bar.update()
             stop = bool(trainer.group.sum(torch.tensor(float(interrupted()), device=trainer.device)))   # all, or nobody

@@ -176,3 +176,10 @@ def test_a_task_draws_with_what_it_carries():
     assert torch.equal(draw_candidates(task, "similar:0.3", 0).candidates.indices, direct.indices)
     unlabelled = make_task("own", parts["features"], None, text, SEEN, *test)
     with pytest.raises(PZSLError, match="where the labels are known"): draw_candidates(unlabelled, "uss", 0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 20, .5])
+def test_a_rule_that_gives_classes_that_are_none(monkeypatch, wrong):
+    monkeypatch.setitem(RULES, "odd", lambda draw: (draw.rows, [*draw.labels[:-1], wrong]))
+    with pytest.raises(PZSLError, match=f"candidate rule odd: gives class {wrong}; .* from 0 to 19"):
+        make_candidates("odd", LABELS, SEEN, seed=0)

@@ -10,14 +10,17 @@ import warnings
 import numpy as np
 import pandas
 import pytest
+import sklearn
 import torch
 from safetensors.torch import save_file
 from scipy.sparse import csr_array
+from sklearn.model_selection import cross_val_score
 
 from pzsl_nb.baselines import CandidateNLL
 from pzsl_nb.core import PZSLError
-from pzsl_nb.estimator import CLIPPZSL, as_candidates
+from pzsl_nb.estimator import CLIPPZSL, _unit_rows, as_candidates
 from pzsl_nb.evidence import FEWEST, _crossed
+from pzsl_nb.methods import METHODS
 from pzsl_nb.selection import choose
 from pzsl_nb.task import CandidateSets
 from pzsl_nb.training import read_checkpoint, run
@@ -132,7 +135,7 @@ def test_resume_refuses_other_data(stopped, other):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_resume_refuses_other_settings(stopped, name):
-    with pytest.raises(PZSLError, match="or settings"):
+    with pytest.raises(PZSLError, match="settings, objective or"):
         fit(estimator(**BY_HAND | {name: SETTINGS[name]}), checkpoint=stopped, resume=True)
 
 
@@ -446,7 +449,7 @@ def test_columns_of_new_classes():
     np.testing.assert_allclose(p[:, :9]/p[:, :9].sum(1, keepdims=True), before, atol=1e-5)   # ratios of the others stay
     assert set(est.predict(W.x_test)) & {"a much longer name", "b"}
     for taken in (["c3"], ["new", "new"]):
-        with pytest.raises(PZSLError, match="a class already"): est.add_classes(taken, late[:len(taken)])
+        with pytest.raises(PZSLError, match="a class already|the same name"): est.add_classes(taken, late[:len(taken)])
     for wrong in (late[:1], torch.cat([late, late], 1), late*torch.nan):
         with pytest.raises(PZSLError, match="label_features"): est.add_classes(["d", "e"], wrong)
     assert len(est.classes_) == len(est.seen_) == len(est.label_features_) == 11   # a refusal leaves nothing behind
@@ -508,3 +511,188 @@ def test_predict_makes_no_table_of_rows_and_classes():
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, timeout=120)
     assert run.stdout.split("\n")[:2] == ["40000", "no memory for a table"], run.stderr
+
+
+# What a second review found
+
+def test_a_table_whose_columns_have_names():
+    names = [f"c{i}" for i in range(9)]
+    table = pandas.DataFrame(W.sets.to_mask().numpy(), columns=names)
+    mixed = table[[names[i] for i in (8, 3, 1, 0, 5, 2, 4, 7, 6)]]
+    for given in (table, mixed):
+        sets, classes = as_candidates(given, names)
+        assert torch.equal(sets.indices, W.sets.indices) and classes.tolist() == names
+    sets, classes = as_candidates(mixed)
+    assert classes.tolist() == mixed.columns.tolist()
+    assert {classes[c] for c in sets[0]} == {names[c] for c in W.sets[0]}
+    plain, numbers = as_candidates(pandas.DataFrame(W.sets.to_mask().numpy()))   # no names, only numbers
+    assert torch.equal(plain.indices, W.sets.indices) and numbers.tolist() == list(range(9))
+    with pytest.raises(PZSLError, match="columns are not the classes, 'c8', 'okapi' is one of the two only"):
+        as_candidates(table, [*names[:8], "okapi"])
+
+
+def test_a_number_that_is_a_name_elsewhere():
+    with pytest.raises(PZSLError, match="candidates: 1, 2 is the name of one class and the number of another"):
+        as_candidates([[1], [2]], ["1", "2", "3"])
+    assert as_candidates([[1], [2]], ["0", "1", "2"])[0].indices.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("names", ["abc", {"a", "b"}, [("a", "b")], [b"a", b"b"], []])
+def test_names_that_are_none(names):
+    with pytest.raises(PZSLError, match="class_names: .* is no list of names"): as_candidates([[0], [1]], names)
+
+
+def test_rows_without_a_direction_are_told():
+    zero = W.x.clone()
+    zero[[3, 5]] = 0
+    with pytest.warns(UserWarning, match="X: row 3, 5 is all zeros"):
+        est = estimator(**BY_HAND).fit(zero, W.sets, W.t, seen=W.seen)
+    with pytest.warns(UserWarning, match="X: row 0 is all zeros"): est.predict(torch.zeros(1, 16))
+    with pytest.raises(PZSLError, match="X: row 0, 1, 2, .* is too long for float32"): est.predict(W.x*1e30)
+
+
+def test_a_mapped_table_of_unit_rows_is_not_copied(tmp_path):
+    np.save(tmp_path/"x.npy", W.x.numpy())
+    mapped = np.load(tmp_path/"x.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = _unit_rows(estimator(), mapped, reset=True)
+        same = estimator(**BY_HAND).fit(mapped, W.sets, W.t, seen=W.seen)
+    assert np.shares_memory(x.numpy(), mapped)
+    assert learned(same) == learned(fit(estimator(**BY_HAND)))
+
+
+def test_tables_of_any_kind():
+    wanted = learned(fit(estimator(**BY_HAND)))
+    back = np.ascontiguousarray(W.t.numpy()[:, ::-1])[:, ::-1]
+    mask = np.ascontiguousarray(W.sets.to_mask().numpy()[:, ::-1])[:, ::-1]
+    frozen = W.sets.to_mask().numpy()
+    frozen.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sets, t in ((mask, back), (frozen, W.t.numpy().astype(">f8"))):
+            assert learned(estimator(**BY_HAND).fit(W.x, sets, t, seen=W.seen)) == wanted
+        assert learned(estimator(**BY_HAND).fit(W.x.clone().requires_grad_(), W.sets, W.t, seen=W.seen)) == wanted
+        few = estimator(**BY_HAND).fit(W.x.bfloat16(), W.sets, W.t.bfloat16(), seen=W.seen)
+    assert (few.predict(W.x) == fit(estimator(**BY_HAND)).predict(W.x)).mean() > .9
+    assert W.sets.select(np.arange(5)[::-1])[0] == W.sets[4]
+
+
+def test_an_encoder_cannot_read_numbers():
+    class Asked:
+        def encode_text(self, texts): raise AssertionError(texts)
+    with pytest.raises(PZSLError, match="label_features: the classes are numbers"):
+        estimator(encoder=Asked()).fit(W.x, W.sets)
+
+
+def test_a_refused_class_changes_nothing():
+    class Wide:
+        def encode_text(self, texts): return torch.ones(len(texts), 20)
+    est = fit(estimator(**BY_HAND, encoder=Wide()), class_names=[f"c{i}" for i in range(9)])
+    before = est.predict(W.x_test).tolist()
+    with pytest.raises(PZSLError, match="label_features: shape .1, 20. does not fit"): est.add_classes(["okapi"])
+    with pytest.raises(PZSLError, match="no list of names"): est.add_classes([("a", "b")], W.t[:1])
+    known = estimator(**METHODS["eszsl"]).fit(W.x, W.sets, W.t, seen=W.seen, attributes=np.eye(9))
+    with pytest.raises(PZSLError, match="labels are asked for"): known.add_classes(["okapi"], W.t[:1])
+    assert est.predict(W.x_test).tolist() == before and len(est.classes_) == len(est.label_features_) == 9
+    assert len(known.predict(W.x_test)) == 45 and len(known.classes_) == 9
+
+
+RESUMED = """
+import sys
+import torch
+from pzsl_nb.loss import seen_log_probabilities
+from small_world import BY_HAND, Stop, World, estimator, stop_at
+def nll(batch): return {"loss": -seen_log_probabilities(batch.logits, batch.seen)[batch.local_row, batch.classes].mean()}
+w = World()
+filler = [object() for _ in range(int(sys.argv[2]))]   # so that the function lies elsewhere
+try: est = estimator(**BY_HAND, objective=nll).fit(w.x, w.sets, w.t, seen=w.seen, checkpoint=sys.argv[1], resume=True,
+                                                    every=1, on_epoch=stop_at(3) if sys.argv[2] == "0" else None)
+except Stop: print("stopped")
+else: print(len(est.history_), hex(id(nll)))
+"""
+
+
+def test_a_function_as_objective_can_be_resumed_in_another_process(tmp_path):
+    said = [subprocess.run([sys.executable, "-c", RESUMED, str(tmp_path/"c.safetensors"), filler], text=True,
+                           capture_output=True, cwd=os.path.dirname(__file__), check=True).stdout
+            for filler in ("0", "100000")]
+    assert said[0] == "stopped\n" and said[1].startswith("4 0x")
+
+
+def test_a_fit_that_was_stopped_is_not_loaded(tmp_path):
+    with pytest.raises(Stop): fit(estimator(), checkpoint=tmp_path/"c.safetensors", every=1, on_epoch=stop_at(3))
+    with pytest.raises(PZSLError, match="ended after epoch 2 of 4; complete it first"):
+        CLIPPZSL.load(tmp_path/"c.safetensors")
+    fit(estimator(), checkpoint=tmp_path/"c.safetensors", resume=True)
+    assert len(CLIPPZSL.load(tmp_path/"c.safetensors").history_) == 4
+
+
+class _Learns(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(()))
+
+
+class _Empty(torch.nn.ModuleList):
+    def __call__(self, batch): return {"mine": batch.logits.sum()*0, "loss": batch.logits.sum()*0}
+
+
+@pytest.mark.parametrize("objective, said", [
+    (_Learns(), "the objective has weights of its own"), (lambda batch: batch.logits.sum(), "gave no named tensors"),
+    (lambda batch: {"mine": batch.logits.sum()}, "gave no named tensors"),
+    (lambda batch: {"mine": 1., "loss": batch.logits.sum()}, "gave no named tensors")])
+def test_objectives_that_are_none(objective, said):
+    with pytest.raises(PZSLError, match=said): fit(estimator(**BY_HAND, objective=objective))
+
+
+def test_an_objective_without_content_is_still_one():
+    assert "mine" in fit(estimator(**BY_HAND, objective=_Empty()), on_epoch=lambda trainer: None).history_[0]
+
+
+def test_metadata_routing_and_what_an_earlier_fit_leaves():
+    y = W.y.numpy()
+    with sklearn.config_context(enable_metadata_routing=True):
+        scores = cross_val_score(estimator(**BY_HAND).set_fit_request(label_features=True), W.x.numpy(), y, cv=2,
+                                 params={"label_features": W.t[:6]}, error_score="raise")
+    assert scores.mean() > .5
+    frame = pandas.DataFrame(W.x.numpy(), columns=[f"f{i}" for i in range(16)])
+    est = fit(estimator(**BY_HAND), World())
+    est.fit(frame, W.sets, W.t, seen=W.seen)
+    assert len(est.feature_names_in_) == 16
+    other = World(width=8)
+    fit(est, other)
+    assert not hasattr(est, "feature_names_in_") and est.n_features_in_ == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        est.predict(other.x_test)
+
+
+def test_a_subclass_may_have_other_settings():
+    class Mine(CLIPPZSL):
+        def __init__(self, lr=1e-3, extra=1):
+            super().__init__(lr=lr, epochs=2, logit_scale=20., device="cpu")
+            self.extra = extra
+    assert set(Mine().get_params()) == {"lr", "extra"} and len(fit(Mine(extra=3)).history_) == 2
+
+
+def test_one_image_a_class_is_rehearsed_or_said_to_be_too_few():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for seed in range(12):
+            w = World(seen=4, per_class=1, seed=seed)
+            fit(estimator(epochs=1, random_state=seed), w)
+
+
+def test_an_apprentice_of_an_architecture_that_adds_at_certain_labels():
+    seen = torch.tensor([True, True, False, True, True, False, True, False, True])
+    w = World()
+    order = torch.cat([seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]])   # where the world's classes go
+    t = torch.empty_like(w.t).index_copy_(0, order, w.t)
+    sets = CandidateSets.from_lists([[int(order[c]) for c in w.sets[i]] for i in range(len(w.sets))], 9)
+    est = estimator(architecture=METHODS["tip-adapter"]["architecture"], apprentice=.5).fit(w.x, sets, t, seen=seen)
+    assert est.witnesses_.apprentice == .5 and len(est.predict(w.x_test)) == 45
+
+
+def test_a_negative_seed():
+    with pytest.raises(PZSLError, match="random_state: -1 is negative"): fit(estimator(random_state=-1))

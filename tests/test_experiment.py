@@ -478,3 +478,8 @@ def test_figures_of_models_of_another_kind(go, method, tmp_path):
     names = [path.stem for path in draw_run(outcome, tmp_path/"figures")]
     assert {"summary", "candidates", "confusion"} <= set(names)
     assert ("embedding" in names) == (method not in ("eszsl", "attribute-map"))   # these embed in another space
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config(seed=np.arange(5)[3], epochs=np.int32(2), lr=np.float32(.5))
+    assert (config.seed, config.epochs, config.lr) == (3, 2, .5) and type(config.seed) is int

@@ -205,3 +205,16 @@ def test_half_wide_features_can_be_made_similar_sets(cache):
 def test_sets_that_nobody_gave_are_said_to_be_drawn(photos, tmp_path):
     said = lambda **more: [note for note in load(photos, tmp_path, **more).notes if "drawn from the labels" in note]
     assert len(said()) == 1 and said(candidates="uniform:0.2") == []
+
+
+def test_a_source_of_ones_own_is_remembered_only_if_it_says_what_it_depends_on(photos, tmp_path, monkeypatch):
+    def mine(path, how):
+        made = dataclasses.replace(sources.SOURCES["folder"](str(photos), how), depends=depends)
+        return dataclasses.replace(made, labels=made.labels[::-1].copy()) if turned else made
+    monkeypatch.setitem(sources.SOURCES, "mine", mine)
+    found = []
+    for depends in ((), (photos/"classes.csv",)):
+        for turned in (False, True):
+            found.append(load_task("mine", encoder="embedded", device="cpu", cache_dir=tmp_path/"cache", progress=False).labels)
+    assert torch.equal(found[1], found[0].flip(0)) and not torch.equal(found[1], found[0])   # nothing said, nothing kept
+    assert torch.equal(found[3], found[2])   # it said so itself
