@@ -68,7 +68,9 @@ def label_correction(batch: Batch) -> Tensor:  # (C,) to be taken off where a sc
 def centred(batch: Batch) -> Tensor:  # (b, C)
     "Scores minus their mean over the seen labels of the row."
     z = batch.logits - label_correction(batch)
-    return z - z[:, batch.seen].mean(1, keepdim=True)
+    if batch.correction is None: return z - z[:, batch.seen].mean(1, keepdim=True)
+    share = batch.correction[batch.seen].exp()   # of a sample every column counts for the labels that it stands for
+    return z - (z[:, batch.seen] @ share/share.sum())[:, None]
 
 
 def candidate_mask(batch: Batch) -> Tensor:  # (b, C) bool

@@ -119,7 +119,7 @@ def compare_table(
         line |= {key: found[key] for key in ("mean", "half", "n", "settings")}
         for name, other in {"frozen": "zero-shot", "rival": rival}.items():
             found = overall(values[method] - values.get(other, np.nan))
-            line |= {f"{name}_{key}": found[key] for key in ("mean", "half", "p_settings", "p_pairs", "below")}
+            line |= {f"{name}_{key}": value for key, value in found.items() if key != "n"}
         lines.append(line)
     return pd.DataFrame(lines).set_index("method").assign(seconds=cost["seconds"].median(), memory=cost["memory"].max())
 
@@ -169,8 +169,9 @@ def overall_text(
 ) -> pd.DataFrame:            # texts, index method
     "The table over all settings as it is shown, sorted by mean rank of H."
     table, area = compare_table(rows), rank_table(paired_values(runs_table(rows), "ausuc")).mean()
-    whole = table["settings"] == table["settings"].max()
-    table[["mean", "half"]] = table[["mean", "half"]].where(whole)   # no mean over some settings beside those over all
+    for part in ("", "frozen_", "rival_"):   # no mean over some settings beside those over all
+        shown = table.columns.intersection([part + key for key in ("mean", "half", "p_settings", "p_pairs", "below")])
+        table[shown] = table[shown].where(table[part + "settings"] == table["settings"].max())
     shown = pd.DataFrame({
         "rank H": table["rank"].map(_number), "rank AUSUC": area.reindex(table.index).map(_number),
         "H": [_with_half(*pair) for pair in zip(table["mean"], table["half"])],
@@ -210,8 +211,8 @@ def setting_tables(
 # %% ../nbs/52_compare.ipynb #52-027
 _NOTES = ("In percent. Methods are sorted by their mean rank in H over the settings (data x rule); where there are "
           "no test rows of unseen classes, S stands for H. Ranks are over the settings that all ranked methods "
-          "have, and a method that lacks a setting has no mean. ±: 95 % t-interval over seeds. Differences are "
-          "paired, run by run. "
+          "have, and a method that lacks a setting has no mean and no differences. ±: 95 % t-interval over seeds. "
+          "Differences are paired, run by run. "
           "Below it: share of the settings in which the mean lies below frozen CLIP. Best other: the runner-up for "
           "the winner, the winner for the others. p (settings): Wilcoxon signed-rank test on the means of the "
           "settings, from six settings on, as if settings were independent; rules on one data set are not. p (all "
@@ -247,10 +248,16 @@ def _latex(shown: pd.DataFrame, title: str) -> str:
 
 
 def _missing(rows: Sequence[Mapping], missing: Sequence[Any]) -> str:
-    "How many runs of which methods are not there."
+    "How many runs of which methods are not there, and what the ranks rest on without them."
+    if not len(missing): return ""
     counts = pd.Series([config.method for config in missing]).value_counts()
     which = ", ".join(f"{_shown(method)} {count}" for method, count in counts.items())
-    return f"{len(missing)} of {len(rows) + len(missing)} runs are missing ({which}). " if len(missing) else ""
+    values = paired_values(runs_table(rows))
+    ranks = rank_table(values)
+    shared, settings = values[ranks.columns].dropna(), values.groupby(level=_SETTING).ngroups
+    return (f"{len(missing)} of {len(rows) + len(missing)} runs are missing ({which}). Ranks rest on {len(ranks)} of "
+            f"{settings} settings, and there on the {len(shared)} of {len(values)} candidate sets that all ranked "
+            "methods have been run on; a ± on the seeds with which a method has every setting. ")
 
 
 def write_tables(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sklearn.base import clone
 
 import pzsl_nb.views as views
+from pzsl_nb.baselines import centred
 from pzsl_nb.core import PZSLError, Processes
 from pzsl_nb.disambiguation import Beliefs, uniform_prior
 from pzsl_nb.estimator import CLIPPZSL
@@ -218,3 +219,12 @@ def test_settings_that_a_method_never_looks_at():
             with pytest.raises(PZSLError, match=f"{name} does not look at {key}"):
                 make_estimator(Config(method=name, **{key: 64 if key == "inner" else .5}), 100.)
         make_estimator(Config(method=name), 100.)   # with defaults all is well
+
+
+def test_centred_scores_of_a_sample():
+    "A column counts for the labels that it stands for, else the candidates of a batch would weigh too much."
+    logits, counts = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1., 1., 3., 1.])
+    batch = Batch(logits + counts.log(), None, 1., torch.tensor([True, True, True, False]), None, None, None, correction=counts.log())
+    torch.testing.assert_close(centred(batch), logits - logits[:, [0, 1, 2, 2, 2]].mean(1, keepdim=True))
+    plain = batch._replace(logits=logits, correction=None)
+    assert torch.equal(centred(plain), logits - logits[:, :3].mean(1, keepdim=True))
