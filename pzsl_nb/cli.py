@@ -207,25 +207,14 @@ def ablation_text(
     return _columns([["percent", *keys.values()], *([name, *(cell(name, key) for key in keys)] for name in variants)])
 
 # %% ../nbs/60_cli.ipynb #60-024
-@contextlib.contextmanager
-def _nothing_half_written(out: Path, force: bool) -> Iterator[None]:
-    "Take away what was made for a run that was then refused: no more than its configuration, and folders."
-    absent = [path for path in (out, *out.parents) if not path.exists()]
-    ours = force or absent or out.is_dir() and not any(out.iterdir())
-    try: yield
-    except PZSLError:
-        if ours and out.is_dir() and [path.name for path in out.iterdir()] == ["config.json"]:
-            (out/"config.json").unlink()
-            for path in absent: path.rmdir()
-        raise
-
-
 def _say_choice(est: "CLIPPZSL") -> str:
     "What rehearsal chose, in words; what was given is not its choice."
     choice, auto = est.choice_, [key for key in ("trust", "gamma") if getattr(est, key) == "auto"]
     words = {"trust": f"trust {choice.trust:g} (0 is frozen CLIP, 1 all that was learned)",
              "gamma": f"gamma {choice.gamma:.2f} off the scores of seen classes"}
     if not auto: return "Rehearsal had nothing to choose: trust and gamma are fixed."
+    if not choice.table:
+        return f"Nothing could be rehearsed, so this was taken: {' and '.join(words[key] for key in auto)}."
     chosen = f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
     if est.naming != "auto" or est.seen_.all(): return chosen
     by = "frozen CLIP" if choice.frozen_naming else "what was learned"
@@ -288,13 +277,14 @@ def run_command(
     _not_both(resume, force)
     from pzsl_nb.experiment import run_experiment, run_name
     more = [] if epochs is None else [f"epochs={epochs}"]
+    if more and any(text.partition("=")[0].strip() == "epochs" for text in settings or []):
+        raise typer.BadParameter("--epochs and --set epochs say the same twice; leave one out")
     config = _make_config(data, candidates, [*(settings or []), *more], method=method, seed=seed, encoder=encoder,
                           descriptions=descriptions, min_votes=min_votes, on_error=on_error)
     out = out or Path("runs")/run_name(config)
     pick_device(device)   # complains before anything is written
-    with _nothing_half_written(out, force):
-        outcome = run_experiment(config, out, device=device, resume=resume, force=force, supervised=supervised,
-                                 cache_dir=_cache_dir(data, cache), workers=workers, download=download, fresh=fresh)
+    outcome = run_experiment(config, out, device=device, resume=resume, force=force, supervised=supervised,
+                             cache_dir=_cache_dir(data, cache), workers=workers, download=download, fresh=fresh)
     if processes(device).first: _tell(outcome, figures)
 
 # %% ../nbs/60_cli.ipynb #60-035
@@ -374,14 +364,23 @@ def extract(
     print(f"{task.summary()}\nFeatures in {out or where or 'nowhere: give --out or --cache'}")
 
 # %% ../nbs/60_cli.ipynb #60-040
+def _check_table(out: Path | None, force: bool) -> None:
+    "Refuse a file that is not to be written, before there is anything to write."
+    if out is None: return
+    if out.exists() and not force:
+        raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
+    if out.is_dir(): raise PZSLError(f"{out}: is a folder; give the name of a file in it")
+    place = next(path for path in out.absolute().parents if path.exists())   # the rest is made
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PZSLError(f"{out}: nothing can be written in {place}; choose another place")
+
+
 @contextlib.contextmanager
-def _csv_writer(out: Path | None, force: bool) -> Iterator[Any]:
+def _csv_writer(out: Path | None) -> Iterator[Any]:
     "A writer of CSV rows, to a file that appears whole or not at all, or to the screen."
     if out is None:
         yield csv.writer(sys.stdout, lineterminator="\n")
         return
-    if out.exists() and not force:
-        raise PZSLError(f"{out}: exists already; choose another file, or replace it with --force")
     with atomic_path(out) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         yield csv.writer(file)
     print(f"Table: {out}")
@@ -403,10 +402,11 @@ def labels(
     """
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import LABEL_COLUMNS, cleaned_labels, read_beliefs, read_coverage, read_images, read_run
+    _check_table(out, force)
     read_run(run)   # complains where there is none, or it is not finished
     sets, beliefs = read_beliefs(run)
     names = [str(name) for name in CLIPPZSL.load(run/"checkpoint.safetensors").classes_]
-    with _csv_writer(out, force) as writer:
+    with _csv_writer(out) as writer:
         writer.writerow(LABEL_COLUMNS)
         writer.writerows(cleaned_labels(read_images(run, len(sets)), sets, beliefs, read_coverage(run), names))
 
@@ -428,8 +428,13 @@ def _encoder_of(config: "Config", given: str | None, width: int) -> Any:
 
 def _add_names(est: "CLIPPZSL", classes: str) -> None:
     "Add classes by name to a fitted estimator."
+    from pzsl_nb.images import normalise_name
     names = [name.strip() for name in classes.split(",")]
     if not all(names): raise typer.BadParameter(f"--classes {classes!r} has an empty name; write \"red fox,okapi\"")
+    known = {normalise_name(str(name)): name for name in est.classes_}
+    if taken := [name for name in names if normalise_name(name) in known]:
+        raise PZSLError(f"--classes: {taken[0]} is a class of the run already ({known[normalise_name(taken[0])]}); "
+                        "leave it out")
     est.add_classes(names)
 
 
@@ -477,11 +482,14 @@ def _to_classify(config: "Config", spec: str, images: Sequence[Path], encoder: A
     else:
         found = read_source(spec, reading(config))
         if not isinstance(found, PictureSet):
+            if (given := found.test_features.shape[1]) != width:
+                raise PZSLError(f"{spec}: is {given} wide and the run's features {width}; take the same encoder")
             return _named(found.test_ids, len(found.test_features)), found.test_features
         pictures, names = found.test, _named(found.test_ids, len(found.test))
     if not len(pictures): raise PZSLError(f"{spec}: has no test pictures; give some with --images")
     made = extract_features(encoder(), pictures, cache, on_error="skip")
     kept = [row for row in range(len(pictures)) if row not in made.broken]
+    if not kept: raise PZSLError(f"pictures: none of {len(pictures):,} can be read; {listing(made.broken.values(), 2)}")
     return [names[row] for row in kept], made.features[kept].float()
 
 # %% ../nbs/60_cli.ipynb #60-047
@@ -510,6 +518,7 @@ def predict(
     from pzsl_nb.methods import method_settings
     from pzsl_nb.estimator import CLIPPZSL
     from pzsl_nb.experiment import read_run
+    _check_table(out, force)
     config, _ = read_run(run)
     est = CLIPPZSL.load(run/"checkpoint.safetensors", architecture=method_settings(config.method).get("architecture"))
     find = lambda: _encoder_of(config, encoder, est.n_features_in_)
@@ -522,7 +531,7 @@ def predict(
     spec = data or config.data
     names, x = _to_classify(config, spec, images or [], find, _cache_dir(spec, cache), est.n_features_in_)
     block = rows_at_once(len(est.classes_))   # probabilities exist a block at a time
-    with _csv_writer(out, force) as writer:
+    with _csv_writer(out) as writer:
         writer.writerow(["image", "prediction", "probability", "second", "second_probability"])
         for begin in range(0, len(x), block):
             p = est.predict_proba(x[begin:begin + block])
@@ -531,8 +540,9 @@ def predict(
                 writer.writerow([names[begin + i], *told])
 
 # %% ../nbs/60_cli.ipynb #60-055
-def _check_ablation(out: Path, resume: bool, force: bool) -> None:
-    "Refuse a folder that is not to be touched."
+def _check_ablation(out: Path, config: "Config", resume: bool, force: bool) -> None:
+    "Refuse a folder that is not to be touched, and to go on with rows of another configuration."
+    from pzsl_nb.experiment import ABLATIONS, _read_lines
     rows = out/"rows.jsonl"
     left = {out/"ablation.png", *out.glob(".replaced-*")}   # the second by a kill
     if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - left):
@@ -540,6 +550,13 @@ def _check_ablation(out: Path, resume: bool, force: bool) -> None:
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "
                         "another folder")
+    varied = {"seed", *(key for part in ABLATIONS.values() for key in part)}
+    now = {key: value for key, value in config.plain().items() if key not in varied}
+    for old in (row["config"] for row in _read_lines(rows) if resume):
+        if differs := [key for key, value in now.items() if old.get(key) != value]:
+            raise PZSLError(f"{out}: was made with another {listing(differs)} ({differs[0]} was "
+                            f"{old.get(differs[0])!r}); resume with the same, or choose another folder with --out")
+
 
 # %% ../nbs/60_cli.ipynb #60-056
 @app.command()
@@ -570,11 +587,12 @@ def ablate(
     out = out or Path("runs")/f"{run_name(config)}-ablation"
     chosen = None if variants is None else [*dict.fromkeys(["full", *map(str.strip, variants.split(","))])]
     pick_device(device)
-    _check_ablation(out, resume, force)
+    _check_ablation(out, config, resume, force)
     rows = run_ablation(config, range(seed, seed + seeds), out/"rows.jsonl", variants=chosen, anew=force, device=device,
                         cache_dir=_cache_dir(data, cache))
     from pzsl_nb.figures import draw_ablation
-    print(f"\n{ablation_text(rows)}\n\nMean of {seeds} seeds and 95 % interval. Rows: {out/'rows.jsonl'}")
+    told = f"Mean of {seeds} seeds and 95 % interval" if seeds > 1 else "One seed, so no interval"
+    print(f"\n{ablation_text(rows)}\n\n{told}. Rows: {out/'rows.jsonl'}")
     print(f"Picture: {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061

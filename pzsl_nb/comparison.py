@@ -59,6 +59,9 @@ class Comparison:
         "The comparison of a file and of what is said beside it."
         values = {} if file is None else _read_yaml(Path(file))
         for key in values: _nearest(f"{file}: key", key, [item.name for item in fields(cls)])
+        if over.get("set") and values.get("set"):   # setting by setting
+            told = [*_words("set", values["set"]), *_words("set", over["set"])]
+            over["set"] = tuple({text.partition("=")[0].strip(): text for text in told}.values())
         return cls(**values | {key: value for key, value in over.items() if value is not None})
 
     def write(

@@ -92,6 +92,8 @@ def atomic_path(
         yield temporary
         if not temporary.is_file(): raise PZSLError(f"{path}: nothing was written to the temporary file given for it")
         with open(temporary, "rb+") as file: os.fsync(file.fileno())
+        os.umask(mask := os.umask(0o077))   # safetensors hides what it writes from all others; asking means setting
+        temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -333,14 +335,18 @@ class _Log:
     def flush(self) -> None: sys.stderr.flush()
 
 
+def _watched() -> bool:
+    "Whether somebody may be looking: in a notebook or at a terminal, and not in a log."
+    return "ipykernel.zmqshell" in sys.modules or getattr(sys.stderr, "isatty", bool)()
+
+
 def progress_bar(
     *steps: Iterable,     # what is gone through; without it, `update` counts
     shown: bool = True,   # False: nothing is printed
     **more: Any,          # as tqdm takes it: total, initial, desc, unit
 ) -> Any:
     "A tqdm bar that is right in notebook, terminal and log."
-    moves = "ipykernel.zmqshell" in sys.modules or getattr(sys.stderr, "isatty", bool)()
-    log = {} if moves else {"file": _Log(), "mininterval": 30, "maxinterval": 30}
+    log = {} if _watched() else {"file": _Log(), "mininterval": 30, "maxinterval": 30}
     return _tqdm()(*steps, disable=not shown, **log | more)
 
 # %% ../nbs/00_core.ipynb #00-068
@@ -350,10 +356,10 @@ def said_when_slow(
     after: float = 5.,    # seconds
     shown: bool = True,   # False: nothing is printed
 ) -> Iterator[None]:
-    "Print a line if what is inside the block has not ended after some seconds."
+    "Print a line for whoever is watching if what is inside the block has not ended after some seconds."
     timer = threading.Timer(after, print, [what], {"file": sys.stderr, "flush": True})
     timer.daemon = True
-    if shown: timer.start()
+    if shown and _watched(): timer.start()
     try: yield
     finally: timer.cancel()
 

@@ -229,7 +229,9 @@ def _measures(est: CLIPPZSL, task: Task, trust: float | None = None,
     x, labels = task.tested
     if len(x) == 0: return dict.fromkeys(("S", "U", "H", "T1", "ausuc"), math.nan), None
     top = est.top_scores(x, trust)
-    return gzsl_metrics(top, labels, task.seen, est.choice_.gamma if gamma is None else gamma), top
+    found = gzsl_metrics(top, labels, task.seen, est.choice_.gamma if gamma is None else gamma)
+    if task.seen.all(): found["accuracy"] = float((top.seen_class == labels).double().mean())   # of rows
+    return found, top
 
 
 def _compact_curve(top: TopScores | None, task: Task, most: int = 41) -> dict[str, list[float]] | None:
@@ -377,6 +379,22 @@ def _replacing(folder: Path, names: Sequence[str], main: str) -> Iterator[None]:
             raise
 
 
+@contextlib.contextmanager
+def _begun(folder: Path | None, config: Config, first: bool) -> Iterator[None]:
+    "The configuration of a run that begins is in its folder; both vanish again if all ends with a complaint."
+    if not first or (folder/"config.json").exists():
+        yield
+        return
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    write_json(folder/"config.json", config.plain())
+    try: yield
+    except PZSLError:
+        if [path.name for path in folder.iterdir()] == ["config.json"]:
+            (folder/"config.json").unlink()
+            for path in absent: path.rmdir()
+        raise
+
+
 def _write_csv(path: Path, rows: Sequence[dict]) -> None:
     "Rows as CSV, written whole."
     columns = list(dict.fromkeys(key for row in rows for key in row)) or ["epoch"]
@@ -425,8 +443,7 @@ def run_experiment(
     if supervised: _true_sets(task)
     first = out is not None and group.first
     if first: _check_folder(out, config, resume, force)
-    with _replacing(out, RUN_FILES if first and force else (), "checkpoint.safetensors"):
-        if first and not (out/"config.json").exists(): write_json(out/"config.json", config.plain())
+    with _replacing(out, RUN_FILES if first and force else (), "checkpoint.safetensors"), _begun(out, config, first):
         group.wait()
         est, watcher = fit_task(config, task, device=device, progress=progress, every=every, resume=resume,
                                 memory=memory, checkpoint=None if out is None else out/"checkpoint.safetensors")
@@ -540,8 +557,9 @@ def evidence_text(
         sooner = "sooner" if w["slope"] > 0 else "later"
         join = f"Wrong labels join the {sooner}, the more frozen CLIP takes them for true."
     third = f", an apprentice {w['apprentice']:g}" if w["apprentice"] else ""
+    least = "At least "*(w["dropped"] >= .5)   # the fit ends there
     return (f"Evidence: frozen CLIP's word counts {w['words']:g}, other images {w['pictures']:g}{third}. {join} "
-            f"{100*witnesses['dropped']:.0f} % of the sets seem to lack the truth.")
+            f"{least}{100*witnesses['dropped']:.0f} % of the sets seem to lack the truth.")
 
 
 def results_table(

@@ -9,9 +9,8 @@ __all__ = ['FRAMES', 'is_unseen', 'pretraining_classes', 'write_captions', 'stud
 # %% ../nbs/22_pretraining.ipynb #22-003
 import contextlib
 import gzip
-import os
 import platform
-import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pzsl_nb
-from .core import PZSLError, content_hash, progress_bar, read_json, seed_everything, write_json
+from .core import PZSLError, atomic_path, content_hash, progress_bar, read_json, seed_everything, write_json
 from .encoders import EMBEDDED, TEMPLATES, VOCABULARY, Encoder, label_features, quiet_logging
 from .shapes import WORDS, class_name, default_split, render
 
@@ -216,7 +215,8 @@ def _train(encoder: Encoder, steps: int, batch_size: int, seed: int, learning_ra
 def _save(encoder: Encoder, folder: Path) -> None:
     "Weights in half precision, under the name open_clip looks for."
     weights = {key: value.half().contiguous() for key, value in encoder.model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    with atomic_path(folder / "open_clip_model.safetensors") as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
 
 
 def _versions() -> dict:
@@ -231,14 +231,13 @@ def _whole_folder(out_dir: Path, force: bool) -> Iterator[Path]:
         raise PZSLError(f"{out_dir}: exists already; choose another folder, or replace it with --force")
     if out_dir.exists() and not (out_dir / "pretraining.json").is_file():
         raise PZSLError(f"{out_dir}: holds no pretraining and is not replaced; choose another folder")
-    part = out_dir.with_name(f".{out_dir.name}.part{os.getpid()}")
-    part.mkdir(parents=True)
-    try:
+    try: out_dir.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error: raise PZSLError(f"{out_dir}: its folder cannot be made ({error.strerror})") from error
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.part-", dir=out_dir.parent) as aside:
+        (part := Path(aside)/"new").mkdir()
         yield part
-        if out_dir.exists(): shutil.rmtree(out_dir)
+        if out_dir.exists(): out_dir.rename(Path(aside)/"old")
         part.rename(out_dir)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/22_pretraining.ipynb #22-031
 def pretrain(

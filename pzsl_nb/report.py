@@ -29,7 +29,7 @@ from .experiment import (LABEL_COLUMNS, Config, Outcome, _read_lines, _true_sets
 from .figures import FIGURES
 from .images import _read_table
 from .methods import method_settings
-from .metrics import belief_entropy, top_belief
+from .metrics import belief_entropy, gzsl_metrics, top_belief
 from .plots import PALETTE, SHOWN_NAMES, STYLE, _centred, _layout, plot_beliefs
 from .sources import load_task, parse_source
 from .task import Task
@@ -57,16 +57,29 @@ class FinishedRun(Outcome):
             return
         self.truth, (x, _) = self.task.labels, self.task.tested
         if len(x): self.tops = {"zero-shot": est.top_scores(x, 0.), config.method: est.top_scores(x)}
+        if len(x) and not self._as_measured():
+            self.task, self.truth, self.tops = None, None, {}
+            self.missing = f"the features of {config.data} are others than {folder} was run with"
 
     def _same_task(self, cache_dir: str | Path | None, device: str) -> Task:
         "The data of the run, or a complaint that they are others now."
         config = self.config
         task = load_task(config.data, config.candidates, **vars(reading(config, cache_dir=cache_dir, device=device)))
         now = _true_sets(task) if config.method == "supervised" else task.candidates
+        if task.features.shape[1] != self.estimator.n_features_in_:
+            raise PZSLError(f"{config.data}: is {task.features.shape[1]} wide now, and {self.folder} was run with "
+                            f"{self.estimator.n_features_in_}")
         same = torch.equal(now.indptr, self.sets.indptr) and torch.equal(now.indices, self.sets.indices)
         if same and [*task.class_names] == self.classes: return task
         raise PZSLError(f"{config.data}: its classes or candidate sets are not those that {self.folder} was run with; "
                         "bring the old data back, or run again")
+
+    def _as_measured(self, within: float = .02) -> bool:
+        "Whether the test rows give what they gave at the time; other features would not."
+        top, gamma = self.tops[self.config.method], self.estimator.choice_.gamma
+        now = gzsl_metrics(top, self.task.tested[1], self.task.seen, gamma)
+        then = {key: value for key in ("S", "U", "T1") if (value := self.result["metrics"].get(key)) is not None}
+        return all(abs(now[key] - value) <= within for key, value in then.items())
 
     def _pictures(self, rows: Tensor) -> Sequence[np.ndarray | None]:
         "The pictures of some training images, (H, W, 3) uint8 each; None where there are none."
@@ -92,8 +105,8 @@ def _command(config: Config) -> str:
     return shlex.join(words)
 
 # %% ../nbs/56_report.ipynb #56-012
-MEASURED = {"S": "S", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC", "disambiguation_accuracy": "labels right",
-            "covering_rate": "inside its set"}
+MEASURED = {"S": "S", "accuracy": "rows right", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC",
+            "disambiguation_accuracy": "labels right", "covering_rate": "inside its set"}
 
 
 def measures(

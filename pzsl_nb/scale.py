@@ -93,14 +93,15 @@ def measure_world(
 
 # %% ../nbs/54_scale.ipynb #54-012
 def main(
-    rows: Annotated[list[int], typer.Option("--rows", help="Images; give it twice to compare.")] = (100_000, 1_000_000),
-    classes: Annotated[int, typer.Option("--classes", help="Seen classes.")] = 20_000,
-    candidates: Annotated[int, typer.Option("--candidates", help="Candidates of each image.")] = 20,
-    width: Annotated[int, typer.Option("--width", help="Numbers in a feature.")] = 512,
-    negatives: Annotated[int, typer.Option("--negatives", help="Of the sampled softmax.")] = 1024,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images in a step.")] = 256,
+    rows: Annotated[list[int], typer.Option("--rows", min=1, help="Images; twice to compare.")] = (100_000, 1_000_000),
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Seen classes; 500 unseen ones are added.")] = 20_000,
+    candidates: Annotated[int, typer.Option("--candidates", min=1, help="Candidates of each image.")] = 20,
+    width: Annotated[int, typer.Option("--width", min=1, help="Numbers in a feature.")] = 512,
+    negatives: Annotated[int, typer.Option("--negatives", min=1, help="Of the sampled softmax.")] = 1024,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in a step.")] = 256,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
-    folder: Annotated[Path, typer.Option("--folder", help="Where the feature file may lie for a while.")] = Path("."),
+    folder: Annotated[Path, typer.Option("--folder", exists=True, file_okay=False, help=
+        "Where the feature file may lie for a while.")] = Path("."),
     out: Annotated[Optional[Path], typer.Option("--out", help="File of JSON lines to add the results to.")] = None,
 ) -> None:
     "Time and peak memory of one epoch, for each number of images."
@@ -114,4 +115,6 @@ def main(
 
 # %% ../nbs/54_scale.ipynb #54-013
 #| eval: false
-if __name__ == "__main__" and "ipykernel" not in sys.modules: typer.run(main)   # not in a notebook
+if __name__ == "__main__" and "ipykernel" not in sys.modules:   # not in a notebook
+    try: typer.run(main)
+    except (PZSLError, OSError) as error: sys.exit(str(error))

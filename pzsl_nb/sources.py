@@ -180,6 +180,9 @@ def read_source(
 ) -> PictureSet | Task:
     "What is at a specification, before any encoder has looked."
     kind, path = parse_source(spec)
+    idle = [name for name in ("descriptions", "min_votes") if getattr(how, name) != getattr(Reading, name)]
+    if idle and kind in FEATURES:
+        raise PZSLError(f"{spec}: {' and '.join(idle)} cannot change features and sets that are there; leave it out")
     return SOURCES[kind](path, how)
 
 # %% ../nbs/23_sources.ipynb #23-020

@@ -103,10 +103,10 @@ def compare_loops(
 
 # %% ../nbs/57_speed.ipynb #57-011
 def main(
-    classes: Annotated[list[int], typer.Option("--classes", help="Classes; give it twice to compare.")] = (196, 5000),
-    rows: Annotated[int, typer.Option("--rows", help="Images.")] = 2352,
-    candidates: Annotated[int, typer.Option("--candidates", help="Candidates of each image, about.")] = 45,
-    width: Annotated[int, typer.Option("--width", help="Numbers in a feature.")] = 512,
+    classes: Annotated[list[int], typer.Option("--classes", min=1, help="Classes; twice to compare.")] = (196, 5000),
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Images.")] = 2352,
+    candidates: Annotated[int, typer.Option("--candidates", min=1, help="Candidates of each image, about.")] = 45,
+    width: Annotated[int, typer.Option("--width", min=1, help="Numbers in a feature.")] = 512,
     epochs: Annotated[int, typer.Option("--epochs", min=2, help="Epochs of each loop; the first is not counted.")] = 5,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
 ) -> None:
@@ -115,4 +115,6 @@ def main(
 
 # %% ../nbs/57_speed.ipynb #57-012
 #| eval: false
-if __name__ == "__main__" and "ipykernel" not in sys.modules: typer.run(main)   # not in a notebook
+if __name__ == "__main__" and "ipykernel" not in sys.modules:   # not in a notebook
+    try: typer.run(main)
+    except (PZSLError, OSError) as error: sys.exit(str(error))

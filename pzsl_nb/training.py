@@ -253,7 +253,9 @@ def read_checkpoint(
         with safe_open(path, framework="pt") as file:
             plain = json.loads((file.metadata() or {})["pzsl"])
             return {name: file.get_tensor(name) for name in file.keys()}, plain
-    except FileNotFoundError as error: raise PZSLError(f"{path}: no such checkpoint; train first") from error
+    except FileNotFoundError as error:   # also what may not be read is not found
+        if not Path(path).exists(): raise PZSLError(f"{path}: no such checkpoint; train first") from error
+        raise PZSLError(f"{path}: may not be read by you; ask its owner") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise PZSLError(f"{path}: is not a checkpoint of this program ({error}); train again") from error
 

@@ -268,6 +268,8 @@ BAD_WORDS = {  # command: exit code, what the line has to say
     "predict --run nowhere": (1, ["nowhere", "pzsl run"]),
     "ablate --data birds.npz --variants 'no brain'": (1, ["no brain", "no adapter"]),
     "ablate --seeds 0": (2, ["--seeds"]),
+    "run --epochs 3 --set epochs=5": (2, ["--epochs", "twice"]),
+    "run --data birds.npz --descriptions said.json": (1, ["birds.npz", "descriptions", "leave it out"]),
     "pretrain": (2, ["--out"]),
     "pretrain --out birds.npz": (1, ["birds.npz", "another"]),
 }
@@ -294,6 +296,21 @@ def test_a_run_that_cannot_be_replaced_stays(pzsl, birds, tmp_path):
     code, _, err = pzsl("run --data birds.npz --candidates uniform:1 --out a --force")
     assert code == 1 and "every set holds every seen class" in err.splitlines()[-1]
     assert tree(tmp_path) == before
+
+
+def test_a_refused_run_leaves_the_beginning_of_another_one(pzsl, birds, tmp_path):
+    assert pzsl(f"run {FIXED} --epochs 2 --out a")[0] == 0
+    for path in (tmp_path/"a").iterdir():
+        if path.name != "config.json": path.unlink()   # as if it had just begun
+    for words in ("--data nowhere.npz --force", "--data birds.npz --candidates unifrm:0.3 --force", "--data birds.npz"):
+        complains(pzsl, tmp_path, f"run {words} --out a", 1, [])
+
+
+def test_others_may_read_what_a_run_has_written(pzsl, birds, tmp_path):
+    before = os.umask(0o022)
+    try: assert pzsl(f"run {FIXED} --epochs 2 --out a")[0] == 0
+    finally: os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path/"a").iterdir() if path.is_file()} == {0o644}
 
 
 @pytest.mark.parametrize("words, more", [("extract --data d --out f.npz --force", "--force"), ("run --out r --force", "--resume"),
@@ -472,6 +489,20 @@ def test_predict_refuses_what_does_not_fit(pzsl, finished, tmp_path, table, word
     complains(pzsl, tmp_path, "predict --run a --data new.npz", 1, ["new.npz", "'X_test'", *words])
 
 
+def test_predict_refuses_a_table_before_it_works(pzsl, finished, tmp_path):
+    (tmp_path/"p.csv").write_text("mine")
+    complains(pzsl, tmp_path, "predict --run a --images nowhere --out p.csv", 1, ["p.csv", "exists already", "--force"])
+    complains(pzsl, tmp_path, "labels --run a --out a --force", 1, ["a: is a folder"])
+    complains(pzsl, tmp_path, "labels --run a --out p.csv/q.csv", 1, ["p.csv/q.csv", "nothing can be written in"])
+
+
+def test_predict_refuses_a_feature_file_of_another_width(pzsl, finished, birds, tmp_path):
+    data = arrays() | {key: np.pad(arrays()[key], ((0, 0), (0, 3)), constant_values=1.) for key in ("X_train", "X_test", "text")}
+    birds("wide.npz", **{key: data[key] for key in ("X_train", "X_test", "text")})
+    assert pzsl("extract --data npz:wide.npz --out wide.safetensors")[0] == 0
+    complains(pzsl, tmp_path, "predict --run a --data wide.safetensors", 1, ["wide.safetensors", f"{D + 3} wide", f"features {D}"])
+
+
 def test_predict_with_names_and_no_encoder(pzsl, finished, tmp_path):
     complains(pzsl, tmp_path, "predict --run a --classes okapi", 1, ["birds.npz", "--encoder"])
     complains(pzsl, tmp_path, "predict --run a --classes okapi --encoder embedded", 1, ["128 wide", f"{D}", "encoder"])
@@ -486,6 +517,9 @@ def test_new_classes_of_shapes(default_run, begin):
     assert {"green dotted square", "purple striped heart"} <= told
     complains(lambda command: begin(folder, command).wait(), folder, f"predict {run} --classes 'red,,blue'", 2,
               ["--classes", "empty name"])
+    name = class_name(default_split()[0][0])
+    complains(lambda command: begin(folder, command).wait(), folder, f"predict {run} --classes {name.title().replace(' ', '_')}", 1,
+              ["--classes", f"a class of the run already ({name})"])
 
 
 # Ablation
@@ -503,6 +537,9 @@ def test_ablate(pzsl, birds, tmp_path):
     assert line.split()[1] == f"{mean:.1f}" and line.count("±") == 5
     assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
     complains(pzsl, tmp_path, f"{command} --seeds 3", 1, ["a:", "--resume", "--force"])
+    complains(pzsl, tmp_path, f"{command} --set epochs=2 --seeds 3 --resume", 1, ["a:", "another epochs (epochs was 1)"])
+    code, text, err = pzsl(f"{command} --seeds 1 --resume")
+    assert code == 0 and "One seed, so no interval." in text, err
 
 
 def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
@@ -610,6 +647,8 @@ def test_a_broken_picture_stops_or_is_left_out(pzsl, annotated, tmp_path):
     assert code == 0 and "5.png" in err
     assert "my photos/5.png" not in read_images(tmp_path/"a", 47)
     assert "warnings.warn" not in err and ".py:" not in err, err   # a line for people, as all others
+    code, text, err = pzsl("predict --run a --images 'my photos/5.png'")
+    assert (code, text) == (1, "") and "none of 1 can be read" in err.splitlines()[-1] and "5.png" in err
 
 
 def test_photographs_need_an_encoder_that_knows_them(pzsl, annotated, tmp_path):

@@ -343,6 +343,7 @@ def test_a_file_says_what_options_say(tmp_path):
                               set=["epochs=2", "adapter=false", "trust=auto"])
     assert Comparison.read(tmp_path/"a.yaml") == options
     assert Comparison.read(tmp_path/"a.yaml", seeds=1) == dataclasses.replace(options, seeds=1)
+    assert set(Comparison.read(tmp_path/"a.yaml", set=["epochs=7"]).set) == {"epochs=7", *(t for t in options.set if "epochs" not in t)}
     assert comparison_configs(options, {"npz:birds.npz": (False, True)})[-1] == Config(
         data="npz:birds.npz", candidates=RULES[1], method="proden", seed=1, epochs=2, adapter=False)
     own = comparison_configs(Comparison(("csv:a.csv",), ("given", "uss"), ("cc", "supervised"), 1), {"csv:a.csv": (True, False)})
@@ -366,6 +367,7 @@ def test_data_without_unseen_classes_and_methods_that_are_not_everywhere(tmp_pat
     assert "lost: S (no unseen test rows)" in text and (tmp_path/"figures"/"ranks.pdf").exists()
     cells = {line.split()[0]: line for line in text.splitlines()[4:8]}   # the mean of one setting is no mean over three
     assert "9 of 9" in cells["cc"] and "51.0" in cells["cc"] and "3 of 9" in cells["eszsl"] and "91.0" not in cells["eszsl"]
+    assert "+" in cells["cc"] and "+" not in cells["eszsl"] and "%" not in cells["eszsl"]   # and so with its differences
 
 
 def test_a_method_that_failed_with_some_rules(tmp_path):
@@ -378,7 +380,8 @@ def test_a_method_that_failed_with_some_rules(tmp_path):
     write_comparison(rows, tmp_path, [Config(method="pop")]*4)
     assert (tmp_path/"figures"/"levels_H.pdf").exists()
     for ending in ("txt", "md", "tex", "html"):
-        assert "4 of 16 runs are missing (pop 4)" in " ".join((tmp_path/f"table.{ending}").read_text().replace("%", "").split())
+        told = "4 of 16 runs are missing (pop 4). Ranks rest on 2 of 3 settings, and there on the 4 of 6 candidate sets"
+        assert told in " ".join((tmp_path/f"table.{ending}").read_text().replace("%", "").split())
     write_comparison([row("cc", "uniform:0.1", 0, .5)], tmp_path)   # figures of other rows do not stay
     assert not any((tmp_path/"figures").iterdir())
     strange = [row("cc", "uniform:0.1", 0, .5)]

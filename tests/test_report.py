@@ -175,3 +175,22 @@ def test_in_the_browser(page, place, visit, window):
     assert tip.locator(".thumb").is_visible() and "data:image/jpeg" in tip.locator(".thumb").get_attribute("style")
     candidates = [name for name, _ in run._tell(row)["candidates"]]
     assert tip.locator(".belief span:first-child").all_text_contents() == candidates
+
+
+def test_features_that_are_others_now(tmp_path):
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(6, 8))
+    y = np.arange(6).repeat(9)
+    near = lambda: (text[y] + .5*rng.normal(size=(54, 8))).astype("f4")
+    birds = {"X_train": near(), "y_train": y, "X_test": near(), "y_test": y, "text": text.astype("f4"), "unseen": np.arange(6) > 4}
+    def save(**changes): np.savez(tmp_path/"birds.npz", **birds | changes)
+    save()
+    words = f"run --data npz:{tmp_path/'birds.npz'} --candidates uniform:0.3 --out {tmp_path/'a'} {QUICK} --no-supervised"
+    assert cli.main(words.replace("--encoder embedded ", "").split()) == 0
+    assert not FinishedRun(tmp_path/"a").missing
+    save(X_test=rng.normal(size=(54, 8)))
+    run = FinishedRun(tmp_path/"a")
+    assert "are others than" in run.missing and (run.task, run.tops) == (None, {})
+    save(**{key: np.c_[birds[key], birds[key][:, :2]] for key in ("X_train", "X_test", "text")})
+    assert "is 10 wide now" in FinishedRun(tmp_path/"a").missing
+    assert cli.main(["report", str(tmp_path/"a")]) == 0 and "is 10 wide now" in (tmp_path/"a"/"report.html").read_text()

@@ -35,3 +35,11 @@ def test_a_process_that_is_killed_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))   # a process that ends without a word
     with pytest.raises(PZSLError, match="ended with code 1 and said: nothing .killed; often too little memory"):
         measure_world(50, 8, tmp_path)
+
+
+@pytest.mark.parametrize("script, words, said", [("scale", "--rows 0", "--rows"), ("speed", "--classes 0", "--classes"),
+                                                 ("scale", "--rows 50 --folder nowhere", "nowhere"),
+                                                 ("speed", "--classes 9 --epochs 1", "--epochs")])
+def test_what_the_scripts_refuse_is_told_in_lines(script, words, said):
+    done = subprocess.run([sys.executable, "-m", f"pzsl_nb.{script}", *words.split()], capture_output=True, text=True)
+    assert done.returncode and said in done.stderr and "most recent call" not in done.stderr, done.stderr
