@@ -406,6 +406,8 @@ def labels(
     read_run(run)   # complains where there is none, or it is not finished
     sets, beliefs = read_beliefs(run)
     names = [str(name) for name in CLIPPZSL.load(run/"checkpoint.safetensors").classes_]
+    if torn := [name for name in names if "|" in name]:
+        _one_line("note", f"| is part of the name {torn[0]!r}, so the column candidates cannot be split at it")
     with _csv_writer(out) as writer:
         writer.writerow(LABEL_COLUMNS)
         writer.writerows(cleaned_labels(read_images(run, len(sets)), sets, beliefs, read_coverage(run), names))

@@ -31,7 +31,7 @@ from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_a
                              expected_calibration_error, flips, gzsl_metrics, seen_unseen_curve, top_belief)
 from .sources import Reading, load_task
 from .task import CandidateSets, Task
-from .training import Trainer, read_checkpoint
+from .training import Trainer, interruptible, read_checkpoint
 
 # %% ../nbs/50_experiment.ipynb #50-005
 @dataclass(frozen=True)
@@ -675,12 +675,13 @@ def _answer(channel: Connection, process: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
     "Ctrl-C is heard at the end of the block, and never by processes that are started in it."
-    if not hasattr(signal, "pthread_sigmask"):   # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try: yield
-    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    masks = hasattr(signal, "pthread_sigmask")   # not on Windows; a process that is started has the mask of its parent
+    with interruptible() as interrupted:   # and the signal may reach another thread, which has no mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else ()
+        try: yield
+        finally:
+            if masks: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if interrupted(): raise KeyboardInterrupt
 
 
 def _in_processes(orders: Sequence[tuple[str, Config]], jobs: int, work: dict[str, Any]) -> Iterator[tuple[str, dict]]:

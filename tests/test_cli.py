@@ -621,6 +621,13 @@ def test_names_of_images_may_hold_anything(pzsl, birds, tmp_path):
     assert read_images(tmp_path/"a", len(kept)) == kept
 
 
+def test_a_name_at_which_candidates_cannot_be_split(pzsl, birds, tmp_path):
+    birds(names=np.array([f"bird|{c}" for c in range(C)]))
+    assert pzsl(f"run {FIXED} --epochs 1 --out a")[0] == 0
+    code, text, err = pzsl("labels --run a")
+    assert code == 0 and "note: | is part of the name 'bird|0'" in err and text.startswith("image,")
+
+
 def test_a_vote_that_too_few_gave(pzsl, annotated, tmp_path):
     "Two of two have to agree; where they do not, the row and the mend are named."
     complains(pzsl, tmp_path, f"run {ANNOTATED} --out a --min-votes 2", 1, ["said.csv", "line", "min"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ from pzsl_nb.compare import (compare_table, long_table, plot_curves, plot_levels
                              write_comparison)
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
-from pzsl_nb.experiment import Config, read_grid, run_grid
+from pzsl_nb.experiment import Config, _ctrl_c_waits, read_grid, run_grid
 from small_world import World
 
 RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
@@ -231,6 +232,19 @@ def test_jobs_do_not_change_a_number(done, folder, monkeypatch):
     row = next(row for row in rows if row["config"]["method"] == "cc")
     again, = run_grid([Config.from_dict(row["config"])], jobs=1, device="cpu", progress=False)
     assert again["metrics"] == row["metrics"] and again["curve"] == row["curve"]
+
+
+def test_ctrl_c_waits_also_where_another_thread_hears_it():
+    "A bar has a thread, to which the signal may come; a process that is started meanwhile would find nothing to read."
+    over, after = threading.Event(), []
+    threading.Thread(target=over.wait, daemon=True).start()
+    try:
+        with pytest.raises(KeyboardInterrupt), _ctrl_c_waits():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(.2)
+            after.append("the block is complete")
+    finally: over.set()
+    assert after and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_ends_everything_and_leaves_a_look(folder):
