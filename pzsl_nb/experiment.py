@@ -554,8 +554,8 @@ def evidence_text(
     w = {name: round(value, 2) + 0. for name, value in witnesses.items()}   # no minus before a zero
     if abs(w["slope"]) < .1: join = "Wrong labels are in sets by accident."
     else:
-        sooner = "sooner" if w["slope"] > 0 else "later"
-        join = f"Wrong labels join the {sooner}, the more frozen CLIP takes them for true."
+        often = "more" if w["slope"] > 0 else "less"
+        join = f"A wrong label is {often} often in a set, the more probable frozen CLIP finds it."
     third = f", an apprentice {w['apprentice']:g}" if w["apprentice"] else ""
     least = "At least "*(w["dropped"] >= .5)   # the fit ends there
     return (f"Evidence: frozen CLIP's word counts {w['words']:g}, other images {w['pictures']:g}{third}. {join} "
