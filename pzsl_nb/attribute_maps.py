@@ -28,9 +28,9 @@ def candidate_sums(
     gram, total, by_class = (torch.zeros(*shape, dtype=torch.float64) for shape in ((d, d), (d,), (sets.n_classes, d)))
     for rows in torch.arange(len(sets), device=sets.indptr.device).split(block):
         position, local_row = sets.positions(rows)
-        part = x[rows.to(x.device)].double().cpu()
+        part = x[rows.to(x.device)].cpu().double()
         where = torch.stack([sets.indices[position], local_row]).cpu()
-        weights = torch.sparse_coo_tensor(where, beliefs[position].double().cpu(), (sets.n_classes, len(rows)),
+        weights = torch.sparse_coo_tensor(where, beliefs[position].cpu().double(), (sets.n_classes, len(rows)),
                                           check_invariants=True)
         gram, total, by_class = gram + part.T @ part, total + part.sum(0), by_class + weights @ part
     return gram, total, by_class
@@ -80,7 +80,7 @@ class SignatureModel(CLIPPZSLModel):
         mass.index_add_(0, sets.indices.cpu(), beliefs.cpu().double())
         self.centre, self.common = centre.to(self.centre), torch.zeros_like(self.common)
         self.common = self.signatures(label_features)[self.seen].mean(0)
-        a, seen = self.signatures(label_features)[self.seen].double().cpu(), self.seen.cpu()
+        a, seen = self.signatures(label_features)[self.seen].cpu().double(), self.seen.cpu()
         right = (by_class[seen] - mass[seen, None]*centre).T @ a   # sum of x times the mean signature of its set
         found = self.solve(gram - len(sets)*torch.outer(centre, centre), right, a)
         self.map = found.to(self.map).contiguous()   # as it comes back from a file

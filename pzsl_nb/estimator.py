@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .core import PZSLError, content_hash, listing, patch_to, processes, progress_bar, rows_at_once
+from .core import PZSLError, content_hash, listing, patch_to, pick_device, processes, progress_bar, rows_at_once
 from .disambiguation import Beliefs, clip_prior, uniform_prior
 from .evidence import Evidence, EvidentBeliefs, Witnesses, gather_evidence
 from .loss import PartialZeroShotLoss
@@ -30,7 +30,7 @@ from .model import CLIPPZSLModel
 from .sampling import LabelSampler
 from .selection import TRUSTS, Choice, choose, score_rows
 from .task import CandidateSets, shared_tensor
-from .training import Trainer, load_checkpoint, read_checkpoint, run, save_checkpoint
+from .training import Trainer, load_checkpoint, near, read_checkpoint, run, save_checkpoint
 
 # %% ../nbs/42_estimator.ipynb #42-005
 def as_candidates(
@@ -39,6 +39,7 @@ def as_candidates(
 ) -> tuple[CandidateSets, np.ndarray]:  # n sets over C classes, and the (C,) classes
     "Candidate sets from whatever form they come in, and the classes their numbers stand for."
     names = None if names is None else _as_names(names)
+    if isinstance(candidates, (Tensor, CandidateSets)): candidates = candidates.to("cpu")
     if isinstance(candidates, CandidateSets): sets = candidates
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
     elif hasattr(candidates, "__array__") and (m := np.asarray(candidates)).ndim == 2 and m.dtype.kind not in "OSU":
@@ -265,7 +266,7 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
                   unseen: float, seed: int, share: float = 1., attributes: Tensor | None = None) -> Trainer:
     "Model, loss and beliefs with the estimator's settings."
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)   # of the CPU; those of GPUs would not be put back
         model = _make_model(est, t, seen, attributes)
     if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
     elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
@@ -404,7 +405,7 @@ def fit(
     attributes = _check_attributes(attributes, len(classes))
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
     content = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen)
-    same = content_hash(content, self._plain_settings(), *self._parts(), attributes)
+    x, same = near(x, pick_device(self.device)), content_hash(content, *self._parts(), attributes)
     going_on = resume and checkpoint is not None and Path(checkpoint).exists()
     notes = read_checkpoint(checkpoint)[1]["notes"] if going_on else {"same": same}
     if notes.get("same") != same:
@@ -442,9 +443,10 @@ def _plain_settings(self) -> dict[str, Any]:
 
 
 @patch_to(CLIPPZSL)
-def _parts(self) -> list[str]:
-    "Objective and architecture in words, which are the same in every process, wherever a function lies there."
-    return [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)) for part in (self.objective, self.architecture)]
+def _parts(self) -> list[Any]:
+    "What makes this estimator: settings, objective and architecture, in words that are the same in every process."
+    told = (repr(part) for part in (self.objective, self.architecture))
+    return [self._plain_settings(), *(re.sub(r" at 0x[0-9a-fA-F]+", "", text) for text in told)]   # of functions
 
 
 def _as_witnesses(plain: dict[str, float] | None) -> Witnesses | None:
@@ -518,7 +520,7 @@ def predict_proba(
     def scores(trust):   # in double precision, so that no row feels its neighbours
         e = model.labels(self.label_features_.double(), trust)
         blocks = x.split(rows_at_once(len(e)))
-        return torch.cat([model.score(model.images(part.double(), trust), e, trust) for part in blocks])
+        return torch.cat([model.score(model.images(part.cpu().double(), trust), e, trust) for part in blocks])
     z = scores(choice.trust)
     if choice.frozen_naming and unseen.any():   # frozen CLIP's scores, their best one raised to the best trained one
         told = scores(0.)[:, unseen]

@@ -239,7 +239,8 @@ def _all_rows(court: _Court, pictures: Pictures, mass: Tensor, numbers: list[Ten
     sets, numbers = court.sets, [number.detach().to(mass.device) for number in numbers]
     beliefs, surprise, coverage = torch.empty_like(mass), torch.empty_like(mass), mass.new_empty(len(sets))
     drawn = int(court.drawn.sum())
-    size = rows_at_once(drawn, 4096 if drawn == court.seen else 64)   # where not all are drawn, rows add their own
+    few = 512 if mass.device.type == "cuda" else 64   # a GPU waits for its orders rather than for its sums
+    size = rows_at_once(drawn, 4096 if drawn == court.seen else few)   # where not all are drawn, rows add their own
     for rows in torch.arange(len(sets), device=mass.device).split(size):
         table = court.table(rows, pictures, mass)
         joint, _, q = table.judge(*numbers)
@@ -273,9 +274,10 @@ def _crossed(court: _Court, train: Callable, found: Evidence, most: int,
     n, g = len(court.sets), torch.Generator().manual_seed(seed + 1)
     order, half = torch.randperm(n, generator=g), torch.zeros(n, dtype=torch.int64)
     half[order[1::2]] = 1
+    half = half.to(court.t.device)
     ask = [train(found, order[1 - k::2][:most].sort().values) for k in (0, 1)]
     def scores(rows: Tensor, ids: Tensor) -> Tensor:
-        mine, part = half.to(rows.device)[rows], court.x[rows.to(court.x.device)].to(court.t)
+        mine, part = half[rows], court.x[rows.to(court.x.device)].to(court.t)
         z = part.new_empty(len(rows), len(ids))
         for k in (0, 1): z[mine == k] = ask[k](part[mine == k], ids)
         return z
@@ -312,12 +314,13 @@ def gather_evidence(
     alone = {**fixed, "apprentice": 0.}
     if found is None:
         found = _hear(court, pictures, beliefs, alone, rounds, .3)
-        if found.witnesses.slope > .1 and "pictures" not in fixed:   # more than one peak
+        if group.agree(found.witnesses.slope > .1) and "pictures" not in fixed:   # more than one peak
             other = _hear(court, pictures, beliefs, alone, rounds, 1.)
             found = max(found, other, key=lambda evidence: evidence.log_likelihood)
+        found = group.agree(found)   # on GPUs each process has other last digits, and folds follow from them
         if enough(found): return found
     court.apprentice = _crossed(court, apprentice, found, 100_000, seed)
-    return _hear(court, pictures, beliefs, fixed, rounds, .3)
+    return group.agree(_hear(court, pictures, beliefs, fixed, rounds, .3))
 
 # %% ../nbs/35_evidence.ipynb #35-034
 FEWEST = 3   # images a class, below which beliefs stay with the evidence; twice as many of a part of all images

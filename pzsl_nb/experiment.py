@@ -437,7 +437,10 @@ def run_experiment(
     "Train and measure what a configuration says, and write its folder."
     begin, out = time.perf_counter(), None if out is None else Path(out)
     make_estimator(config, 1.)   # complain before anything is read or written
-    pick_device(device)
+    where = pick_device(device)
+    if where.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats(where)
     group, task = processes(device), _load(config, cache_dir, device, progress, work)
     if supervised is None: supervised = task.labels is not None
     if supervised: _true_sets(task)
@@ -451,7 +454,7 @@ def run_experiment(
         seconds = time.perf_counter() - begin + est.spared_   # as if the run had been on its own
         result |= {"seconds": round(seconds, 2), "peak_memory_mb": round(peak_memory_mb(), 1),
                    "versions": made_with(device)}
-        if torch.cuda.is_available(): result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated()/2**20, 1)
+        if where.type == "cuda": result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(where)/2**20, 1)
         if supervised and config.method != "supervised":
             bound = dataclasses.replace(config, method="supervised")
             clean, _ = fit_task(bound, task, device=device, progress=progress)
@@ -654,7 +657,7 @@ def _work(answer: Connection, config: Config, work: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C is for the parent, which then ends this one
     sys.stdout = sys.stderr = open(os.devnull, "w")   # a hundred runs would say each warning a hundred times
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
+    if pick_device(work["device"]).type == "cpu": torch.set_num_threads(1)   # beside a GPU one run has all cores
     gc.freeze()   # what the server has loaded holds no garbage, and looking for some would copy its pages
     try: answer.send(_run_row(config, work))
     except Exception as error:

@@ -14,7 +14,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 import typer
 
-from .core import PZSLError, atomic_path, peak_memory_mb
+from .core import PZSLError, atomic_path, peak_memory_mb, pick_device
 from .estimator import CLIPPZSL
 from .features_files import save_features
 from .sources import load_task
@@ -61,12 +61,14 @@ def measure_epoch(
         again = time.perf_counter()
     est = CLIPPZSL(epochs=1, trust=1., gamma=0., unseen=1., negatives=negatives, batch_size=batch_size, device=device)
     est.fit(task.features, task.candidates, task.label_features, seen=task.seen, fingerprint="world")
-    row, n = est.history_[-1], len(task.features)
+    row, n, where = est.history_[-1], len(task.features), pick_device(device)
+    gpu = {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated(where)/2**20} if where.type == "cuda" else {}
     return {"rows": n, "classes": task.n_classes, "candidates": task.candidates.nnz/n, "width": task.features.shape[1],
             "negatives": negatives, "batch_size": batch_size, "threads": torch.get_num_threads(),
             "open_seconds": opened - begin, "reopen_seconds": again - opened, "epoch_seconds": row["seconds"],
             "microseconds_a_row": 1e6*row["seconds"]/n, "fit_seconds": time.perf_counter() - again,
-            "peak_memory_mb": peak_memory_mb(), "features_mb": task.features.nbytes/2**20, "torch": torch.__version__}
+            "peak_memory_mb": peak_memory_mb(), "features_mb": task.features.nbytes/2**20, "torch": torch.__version__,
+            "device": str(where)} | gpu
 
 
 def measure_world(

@@ -39,7 +39,7 @@ def plain_epochs(
         total = 0.
         model.remember(x, table[sets.rows.to(device), sets.indices.to(device)], sets.to(device), t)
         for rows in torch.randperm(len(x), device=device).split(batch_size):
-            logits = model(x[rows], t)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"): logits = model(x[rows], t)
             loss = -(table[rows]*logits.log_softmax(1)).sum(1).mean()
             optimiser.zero_grad()
             loss.backward()

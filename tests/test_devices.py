@@ -58,3 +58,35 @@ def test_every_method(name, tmp_path):
                                       {"moving": False}], ids=lambda settings: ",".join(settings) or "default")
 def test_ours_with_evidence_and_rehearsal(settings, tmp_path):
     assert_alike(*both(tmp_path, **settings), tmp_path)
+
+
+def test_inputs_that_are_on_the_device():
+    near = estimator(**BY_HAND, device="cpu").fit(W.x, W.sets, W.t, seen=W.seen)
+    with second_device():
+        mask = W.sets.to_mask().to("cuda")
+        for sets in (W.sets.to("cuda"), mask):
+            far = estimator(**BY_HAND, device="cuda").fit(W.x.to("cuda"), sets, W.t, seen=W.seen)
+            assert (far.predict(W.x_test.to("cuda")) == far.predict(W.x_test)).all()
+            p = far.predict_proba(W.x_test.to("cuda"))
+    np.testing.assert_allclose(p, near.predict_proba(W.x_test), atol=2e-2)
+
+
+def test_images_go_to_the_device_once():
+    big, went = World(per_class=40), []
+    with second_device():
+        real = torch.Tensor.to
+        def to(self, *where, **more):
+            whole = self.device.type == "cpu" and self.shape == big.x.shape
+            if whole and where[0] != "meta": went.append(where)   # "meta" is the stand-in's own doing
+            return real(self, *where, **more)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "to", to)
+            estimator(device="cuda").fit(big.x, big.sets, big.t, seen=big.seen)
+    assert len(went) == 1, went
+
+
+def test_the_random_state_of_gpus_is_left_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.manual_seed_all", asked.append)
+    estimator(**BY_HAND, device="cpu").fit(W.x, W.sets, W.t, seen=W.seen)
+    assert not asked
