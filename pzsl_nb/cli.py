@@ -482,7 +482,8 @@ def _to_classify(config: "Config", spec: str, images: Sequence[Path], encoder: A
     if kind == "npz": return range(len(x := _table_to_classify(path, width))), x
     if images: names = pictures = _pictures_in(images)
     else:
-        found = read_source(spec, reading(config))
+        own = {} if spec == config.data else {"descriptions": None, "min_votes": 1}   # those were about the run's data
+        found = read_source(spec, reading(config, **own))
         if not isinstance(found, PictureSet):
             if (given := found.test_features.shape[1]) != width:
                 raise PZSLError(f"{spec}: is {given} wide and the run's features {width}; take the same encoder")
@@ -544,7 +545,8 @@ def predict(
 # %% ../nbs/60_cli.ipynb #60-055
 def _check_ablation(out: Path, config: "Config", resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched, and to go on with rows of another configuration."
-    from pzsl_nb.experiment import ABLATIONS, _read_lines
+    from dataclasses import replace
+    from pzsl_nb.experiment import ABLATIONS, _read_lines, _stored_config
     rows = out/"rows.jsonl"
     left = {out/"ablation.png", *out.glob(".replaced-*")}   # the second by a kill
     if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - left):
@@ -552,12 +554,12 @@ def _check_ablation(out: Path, config: "Config", resume: bool, force: bool) -> N
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "
                         "another folder")
-    varied = {"seed", *(key for part in ABLATIONS.values() for key in part)}
-    now = {key: value for key, value in config.plain().items() if key not in varied}
-    for old in (row["config"] for row in _read_lines(rows) if resume):
-        if differs := [key for key, value in now.items() if old.get(key) != value]:
+    for row in _read_lines(rows) if resume else ():
+        old, variant = _stored_config(row["config"], rows), ABLATIONS.get(row["notes"].get("variant"), {})
+        now = replace(config, seed=old.seed, **variant).plain()
+        if differs := [key for key, value in old.plain().items() if now[key] != value]:
             raise PZSLError(f"{out}: was made with another {listing(differs)} ({differs[0]} was "
-                            f"{old.get(differs[0])!r}); resume with the same, or choose another folder with --out")
+                            f"{getattr(old, differs[0])!r}); resume with the same, or choose another folder with --out")
 
 
 # %% ../nbs/60_cli.ipynb #60-056

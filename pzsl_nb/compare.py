@@ -171,7 +171,7 @@ def overall_text(
     table, area = compare_table(rows), rank_table(paired_values(runs_table(rows), "ausuc")).mean()
     for part in ("", "frozen_", "rival_"):   # no mean over some settings beside those over all
         shown = table.columns.intersection([part + key for key in ("mean", "half", "p_settings", "p_pairs", "below")])
-        table[shown] = table[shown].where(table[part + "settings"] == table["settings"].max())
+        table[shown] = table[shown].where(table[part + "settings"] == table[part + "settings"].max())
     shown = pd.DataFrame({
         "rank H": table["rank"].map(_number), "rank AUSUC": area.reindex(table.index).map(_number),
         "H": [_with_half(*pair) for pair in zip(table["mean"], table["half"])],
@@ -254,10 +254,12 @@ def _missing(rows: Sequence[Mapping], missing: Sequence[Any]) -> str:
     which = ", ".join(f"{_shown(method)} {count}" for method, count in counts.items())
     values = paired_values(runs_table(rows))
     ranks = rank_table(values)
-    shared, settings = values[ranks.columns].dropna(), values.groupby(level=_SETTING).ngroups
+    there = values.loc[values.index.droplevel("seed").isin(ranks.index), ranks.columns]
+    settings = {(row["config"]["data"], row["config"]["candidates"]) for row in rows}
+    settings |= {(config.data, config.candidates) for config in missing}
     return (f"{len(missing)} of {len(rows) + len(missing)} runs are missing ({which}). Ranks rest on {len(ranks)} of "
-            f"{settings} settings, and there on the {len(shared)} of {len(values)} candidate sets that all ranked "
-            "methods have been run on; a ± on the seeds with which a method has every setting. ")
+            f"{len(settings)} settings, and there on the {len(there.dropna())} of {len(there)} candidate sets that all "
+            "ranked methods have been run on; a ± on the seeds with which a method has every setting. ")
 
 
 def write_tables(

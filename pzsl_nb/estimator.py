@@ -35,7 +35,7 @@ from .training import Trainer, load_checkpoint, near, read_checkpoint, run, save
 # %% ../nbs/42_estimator.ipynb #42-005
 def as_candidates(
     candidates: Any,  # CandidateSets, (n, C) bool mask or sparse matrix, n lists of classes, or n labels
-    names: Sequence | None = None,  # C classes; None: 0..C-1 for sets and masks, else what occurs
+    names: Sequence | None = None,  # C classes; None: names of columns, 0..C-1 for sets and masks, else what occurs
 ) -> tuple[CandidateSets, np.ndarray]:  # n sets over C classes, and the (C,) classes
     "Candidate sets from whatever form they come in, and the classes their numbers stand for."
     names = None if names is None else _as_names(names)
@@ -44,7 +44,7 @@ def as_candidates(
     elif hasattr(candidates, "tocoo"): sets = CandidateSets.from_scipy(candidates)
     elif hasattr(candidates, "__array__") and (m := np.asarray(candidates)).ndim == 2 and m.dtype.kind not in "OSU":
         columns = getattr(candidates, "columns", range(m.shape[1]))   # those of a data frame have names
-        if not np.array_equal(columns, range(m.shape[1])): m, names = _by_columns(m, _as_names(columns), names)
+        if not np.array_equal(columns, range(m.shape[1])): m, names = _by_columns(m, columns, names)
         sets = CandidateSets.from_mask(torch.from_numpy(np.require(m, requirements=["C", "W"])))
     else: return _from_lists(candidates, names)
     names = np.arange(sets.n_classes) if names is None else names
@@ -53,18 +53,19 @@ def as_candidates(
     return sets, names
 
 
-def _as_names(names: Any) -> np.ndarray:
+def _as_names(names: Any, thing: str = "class_names") -> np.ndarray:
     "Names of classes as an array, or a complaint."
     array = np.asarray([] if isinstance(names, (str, set, frozenset, dict)) else names)
     if array.ndim != 1 or not len(array) or not all(isinstance(name, (str, numbers.Real)) for name in array.tolist()):
-        raise PZSLError(f"class_names: {repr(names)[:60]} is no list of names; give each class a text or a number")
+        raise PZSLError(f"{thing}: {repr(names)[:60]} is no list of names; give each class a text or a number")
     if len(set(array.tolist())) < len(array):
-        raise PZSLError("class_names: two classes have the same name; rename one of them")
+        raise PZSLError(f"{thing}: two classes have the same name; rename one of them")
     return array
 
 
-def _by_columns(mask: np.ndarray, columns: np.ndarray, names: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _by_columns(mask: np.ndarray, columns: Sequence, names: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     "A mask whose columns have names, in the order of the classes; they are the classes where none are given."
+    columns = _as_names(columns, "candidates: columns")
     if names is None: return mask, columns
     if set(columns.tolist()) != set(names.tolist()):
         differ = sorted(set(columns.tolist()) ^ set(names.tolist()), key=str)
@@ -186,8 +187,10 @@ def _unit_rows(est: CLIPPZSL, X: Any, reset: bool = False) -> Tensor:  # (n, d)
     return torch.nn.functional.normalize(table, dim=1)
 
 
-def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None) -> tuple:
+def _check_input(est: CLIPPZSL, X: Any, candidates: Any, names: Sequence | None, label_features: Any) -> tuple:
     "Unit image features, candidate sets and classes, or a complaint."
+    if names is None and label_features is not None and not hasattr(candidates, "columns"):
+        names = np.arange(len(label_features))
     _check_numbers(est)
     if candidates is None:
         raise PZSLError("fit requires y to be passed, but the target y is None; give a candidate set for every row")
@@ -236,8 +239,8 @@ def _label_features(model: CLIPPZSL, given: Any, classes: np.ndarray, x: Tensor,
     if given is None and model.encoder is not None:
         from pzsl_nb.encoders import label_features
         if not all(isinstance(name, str) for name in classes.tolist()):
-            raise PZSLError("label_features: the classes are numbers, which tell an encoder nothing; give class_names, "
-                            "or label_features")
+            raise PZSLError("label_features: the classes are numbers, which tell an encoder nothing; give names "
+                            "as text, or label_features")
         given = label_features(model.encoder, classes.tolist())
     if given is not None:
         given = given.detach().cpu().float().numpy() if isinstance(given, Tensor) else given
@@ -333,7 +336,8 @@ def _gather(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen: Tens
         return gather_evidence(x, t, sets, seen, est.logit_scale, fixed, start=start, most=est.negatives,
                                seed=est._seed(), device=est.device, **more)
     key = content_hash(content, est.logit_scale, fixed, from_words, est.negatives, est._seed())
-    found, spared = _remembered(memory, key, gather)
+    alone = processes(est.device).count == 1   # else one process might remember what the others wait to agree on
+    found, spared = _remembered(memory if alone else None, key, gather)
     return gather(apprentice=asked, found=found) if asked else found, spared   # an apprentice is of these settings only
 
 # %% ../nbs/42_estimator.ipynb #42-010
@@ -400,8 +404,7 @@ def fit(
     memory: str | Path | None = None,    # folder where fits of other methods on the same sets leave their evidence
 ) -> CLIPPZSL:
     "Gather evidence, choose by rehearsal, train on everything, keep what was found; bad input is a `PZSLError`."
-    if class_names is None and label_features is not None: class_names = np.arange(len(label_features))
-    x, sets, classes = _check_input(self, X, candidates, class_names)
+    x, sets, classes = _check_input(self, X, candidates, class_names, label_features)
     attributes = _check_attributes(attributes, len(classes))
     seen, t = _check_seen(seen, sets), _label_features(self, label_features, classes, x, sets)
     content = content_hash(fingerprint or x, sets.indptr, sets.indices, t, seen)
@@ -444,8 +447,9 @@ def _plain_settings(self) -> dict[str, Any]:
 
 @patch_to(CLIPPZSL)
 def _parts(self) -> list[Any]:
-    "What makes this estimator: settings, objective and architecture, in words that are the same in every process."
-    told = (repr(part) for part in (self.objective, self.architecture))
+    "What makes this estimator, in words that are the same in every process; a function counts by its name alone."
+    told = (f"{part!r} { {key: value for key, value in getattr(part, '__dict__', {}).items() if key[0] != '_'} }"
+            for part in (self.objective, self.architecture))
     return [self._plain_settings(), *(re.sub(r" at 0x[0-9a-fA-F]+", "", text) for text in told)]   # of functions
 
 
@@ -536,7 +540,7 @@ def add_classes(
 ) -> CLIPPZSL:
     "Let the fitted model recognise further classes, of which it never saw an image."
     check_is_fitted(self, "model_")
-    names = _as_names(names).tolist()
+    names = _as_names(names, "add_classes").tolist()
     if taken := [name for name in names if name in set(self.classes_.tolist())]:
         raise PZSLError(f"add_classes: {listing(map(repr, taken))} is a class already; leave it out or rename it")
     if label_features is None and self.encoder is None:

@@ -182,7 +182,8 @@ def read_source(
     kind, path = parse_source(spec)
     idle = [name for name in ("descriptions", "min_votes") if getattr(how, name) != getattr(Reading, name)]
     if idle and kind in FEATURES:
-        raise PZSLError(f"{spec}: {' and '.join(idle)} cannot change features and sets that are there; leave it out")
+        raise PZSLError(f"{spec}: {' and '.join(idle)} cannot change features and sets that are there; leave "
+                        f"{'it' if len(idle) == 1 else 'them'} out")
     return SOURCES[kind](path, how)
 
 # %% ../nbs/23_sources.ipynb #23-020

@@ -83,8 +83,8 @@ class Trainer:
         self.aside = self.whole.clone() if averaging and parameters else None
         if parameters: _show(parameters, self.whole)
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-            raise PZSLError("training: the objective has weights of its own, and only the model's are trained; give it "
-                            "buffers, or put the weights into an architecture")
+            raise PZSLError("training: the objective has weights of its own, and only the model's are trained; freeze "
+                            "them with requires_grad_(False), or put them into an architecture")
         if hasattr(loss, "start"): loss.start(self.model, beliefs)
         if isinstance(loss, nn.Module): loss.to(self.device)
         settings, total = {"lr": lr, "weight_decay": weight_decay, "fused": True}, epochs*self.steps

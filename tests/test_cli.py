@@ -538,6 +538,8 @@ def test_ablate(pzsl, birds, tmp_path):
     assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
     complains(pzsl, tmp_path, f"{command} --seeds 3", 1, ["a:", "--resume", "--force"])
     complains(pzsl, tmp_path, f"{command} --set epochs=2 --seeds 3 --resume", 1, ["a:", "another epochs (epochs was 1)"])
+    complains(pzsl, tmp_path, f"{command} --set folds=3 --seeds 3 --resume", 1, ["a:", "another folds (folds was 2)"])
+    complains(pzsl, tmp_path, f"{command} --set unseen=1 --seeds 3 --resume", 1, ["a:", "another unseen (unseen was 0.0)"])
     code, text, err = pzsl(f"{command} --seeds 1 --resume")
     assert code == 0 and "One seed, so no interval." in text, err
 
@@ -648,12 +650,19 @@ def test_check_and_extract(pzsl, annotated, tmp_path):
 
 def test_a_broken_picture_stops_or_is_left_out(pzsl, annotated, tmp_path):
     (tmp_path/"my photos"/"5.png").write_bytes(b"GIF89a")
+    (tmp_path/"looks.json").write_text(json.dumps({name: [name, "a thing"] for name in annotated}))
     code, text, err = pzsl(f"run {ANNOTATED} --out a")
     assert code == 1 and "5.png" in err.splitlines()[-1] and "skip" in err and not (tmp_path/"a").exists()
     code, text, err = pzsl(f"run {ANNOTATED} --out a --on-error skip")
     assert code == 0 and "5.png" in err
     assert "my photos/5.png" not in read_images(tmp_path/"a", 47)
     assert "warnings.warn" not in err and ".py:" not in err, err   # a line for people, as all others
+    code, text, err = pzsl("extract --data csv:said.csv --encoder embedded --on-error skip --out f.safetensors")
+    assert code == 0, err
+    code, text, err = pzsl(f"run {ANNOTATED} --out m --on-error skip --min-votes 1 --descriptions looks.json")
+    assert code == 0, err
+    code, text, err = pzsl("predict --run m --data safetensors:f.safetensors")   # a run's own settings are not for other data
+    assert code == 0, err
     code, text, err = pzsl("predict --run a --images 'my photos/5.png'")
     assert (code, text) == (1, "") and "none of 1 can be read" in err.splitlines()[-1] and "5.png" in err
 

@@ -449,7 +449,7 @@ def test_columns_of_new_classes():
     np.testing.assert_allclose(p[:, :9]/p[:, :9].sum(1, keepdims=True), before, atol=1e-5)   # ratios of the others stay
     assert set(est.predict(W.x_test)) & {"a much longer name", "b"}
     for taken in (["c3"], ["new", "new"]):
-        with pytest.raises(PZSLError, match="a class already|the same name"): est.add_classes(taken, late[:len(taken)])
+        with pytest.raises(PZSLError, match="a class already|add_classes: two classes have the same name"): est.add_classes(taken, late[:len(taken)])
     for wrong in (late[:1], torch.cat([late, late], 1), late*torch.nan):
         with pytest.raises(PZSLError, match="label_features"): est.add_classes(["d", "e"], wrong)
     assert len(est.classes_) == len(est.seen_) == len(est.label_features_) == 11   # a refusal leaves nothing behind
@@ -527,6 +527,9 @@ def test_a_table_whose_columns_have_names():
     assert {classes[c] for c in sets[0]} == {names[c] for c in W.sets[0]}
     plain, numbers = as_candidates(pandas.DataFrame(W.sets.to_mask().numpy()))   # no names, only numbers
     assert torch.equal(plain.indices, W.sets.indices) and numbers.tolist() == list(range(9))
+    est = estimator(**BY_HAND).fit(W.x, mixed, W.t[[8, 3, 1, 0, 5, 2, 4, 7, 6]])   # label features in the order of the columns
+    assert est.classes_.tolist() == mixed.columns.tolist()
+    assert (est.labels_ == fit(estimator(**BY_HAND), class_names=names).labels_).mean() > .9
     with pytest.raises(PZSLError, match="columns are not the classes, 'c8', 'okapi' is one of the two only"):
         as_candidates(table, [*names[:8], "okapi"])
 
@@ -611,6 +614,19 @@ try: est = estimator(**BY_HAND, objective=nll).fit(w.x, w.sets, w.t, seen=w.seen
 except Stop: print("stopped")
 else: print(len(est.history_), hex(id(nll)))
 """
+
+
+class _Rule:
+    def __init__(self, weight): self.weight = weight
+    def __call__(self, batch): return {"loss": self.weight*batch.logits.square().mean()}
+
+
+def test_another_objective_of_the_same_kind_is_another_one(tmp_path):
+    with pytest.raises(Stop):
+        fit(estimator(**BY_HAND, objective=_Rule(1.)), checkpoint=tmp_path/"c.safetensors", every=1, on_epoch=stop_at(3))
+    with pytest.raises(PZSLError, match="objective or architecture"):
+        fit(estimator(**BY_HAND, objective=_Rule(-5.)), checkpoint=tmp_path/"c.safetensors", resume=True)
+    assert len(fit(estimator(**BY_HAND, objective=_Rule(1.)), checkpoint=tmp_path/"c.safetensors", resume=True).history_) == 4
 
 
 def test_a_function_as_objective_can_be_resumed_in_another_process(tmp_path):
