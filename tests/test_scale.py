@@ -14,7 +14,7 @@ def test_four_times_the_images_take_no_table_more(tmp_path):
     few, many = (measure_world(n, 8000, tmp_path, candidates=5, width=32, unseen=100, negatives=128, device="cpu")
                  for n in (5000, 20_000))
     table = 15_000*8100*4/2**20   # MiB of scores, for the additional images alone
-    assert many["peak_memory_mb"] - few["peak_memory_mb"] < table/3, (few, many)
+    assert many["peak_memory_mb"] - few["peak_memory_mb"] < table/2, (few, many)   # the same run differs by 100 MiB
     assert (few["rows"], many["rows"], many["classes"]) == (5000, 20_000, 8100)
     assert many["reopen_seconds"] < 2 and not list(tmp_path.iterdir())
 
