@@ -236,8 +236,12 @@ def _whole_folder(out_dir: Path, force: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}.part-", dir=out_dir.parent) as aside:
         (part := Path(aside)/"new").mkdir()
         yield part
-        if out_dir.exists(): out_dir.rename(Path(aside)/"old")
-        part.rename(out_dir)
+        old = Path(aside)/"old"
+        try:
+            if out_dir.exists(): out_dir.rename(old)
+            part.rename(out_dir)
+        finally:   # nothing is lost to a Ctrl-C between the two
+            if old.exists() and not out_dir.exists(): old.rename(out_dir)
 
 # %% ../nbs/22_pretraining.ipynb #22-031
 def pretrain(
