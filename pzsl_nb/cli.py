@@ -546,7 +546,8 @@ def predict(
 def _check_ablation(out: Path, config: "Config", resume: bool, force: bool) -> None:
     "Refuse a folder that is not to be touched, and to go on with rows of another configuration."
     from dataclasses import replace
-    from pzsl_nb.experiment import ABLATIONS, _read_lines, _stored_config
+    from pzsl_nb.experiment import stored_config
+    from pzsl_nb.grid import ABLATIONS, read_rows
     rows = out/"rows.jsonl"
     left = {out/"ablation.png", *out.glob(".replaced-*")}   # the second by a kill
     if out.exists() and (not out.is_dir() or not rows.exists() and {*out.iterdir()} - left):
@@ -554,8 +555,8 @@ def _check_ablation(out: Path, config: "Config", resume: bool, force: bool) -> N
     if rows.exists() and not (resume or force):
         raise PZSLError(f"{out}: exists and is not empty; use --resume to go on, --force to replace it, or --out for "
                         "another folder")
-    for row in _read_lines(rows) if resume else ():
-        old, variant = _stored_config(row["config"], rows), ABLATIONS.get(row["notes"].get("variant"), {})
+    for row in read_rows(rows) if resume else ():
+        old, variant = stored_config(row["config"], rows), ABLATIONS.get(row["notes"].get("variant"), {})
         now = replace(config, seed=old.seed, **variant).plain()
         if differs := [key for key, value in old.plain().items() if now[key] != value]:
             raise PZSLError(f"{out}: was made with another {listing(differs)} ({differs[0]} was "
@@ -586,7 +587,8 @@ def ablate(
     variants x seeds x the time of a run; Ctrl-C and --resume lose at most the run that was under way.
     """
     _not_both(resume, force)
-    from pzsl_nb.experiment import run_ablation, run_name
+    from pzsl_nb.experiment import run_name
+    from pzsl_nb.grid import run_ablation
     config = _make_config(data, candidates, settings, seed=seed)
     out = out or Path("runs")/f"{run_name(config)}-ablation"
     chosen = None if variants is None else [*dict.fromkeys(["full", *map(str.strip, variants.split(","))])]

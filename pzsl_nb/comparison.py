@@ -19,7 +19,8 @@ from .methods import METHODS, unread_settings
 from .candidates import parse_rule
 from .compare import write_comparison
 from .core import PZSLError, atomic_path, listing, pick_device
-from .experiment import Config, latest_rows, read_grid, reading, rows_of_others, run_grid
+from .experiment import Config, reading
+from .grid import latest_rows, read_grid, rows_of_others, run_grid
 from .sources import DEFAULT_RULE, open_task, parse_source
 
 # %% ../nbs/55_comparison.ipynb #55-006

@@ -23,10 +23,10 @@ from .compare import _NOTES, overall_text, setting_tables, write_comparison
 from .comparison import read_comparison
 from .core import PZSLError, atomic_path, listing, rows_at_once
 from .estimator import CLIPPZSL
-from .experiment import (LABEL_COLUMNS, Config, Outcome, _read_lines, _true_sets, cleaned_labels, evidence_text,
-                                read_beliefs, read_coverage, read_images, read_run, read_trajectories, reading,
-                                run_name)
+from .experiment import (LABEL_COLUMNS, Config, Outcome, cleaned_labels, evidence_text, read_beliefs,
+                                read_coverage, read_images, read_run, read_trajectories, reading, run_name, true_sets)
 from .figures import FIGURES
+from .grid import read_rows
 from .images import _read_table
 from .methods import method_settings
 from .metrics import belief_entropy, gzsl_metrics, top_belief
@@ -65,7 +65,7 @@ class FinishedRun(Outcome):
         "The data of the run, or a complaint that they are others now."
         config = self.config
         task = load_task(config.data, config.candidates, **vars(reading(config, cache_dir=cache_dir, device=device)))
-        now = _true_sets(task) if config.method == "supervised" else task.candidates
+        now = true_sets(task) if config.method == "supervised" else task.candidates
         if task.features.shape[1] != self.estimator.n_features_in_:
             raise PZSLError(f"{config.data}: is {task.features.shape[1]} wide now, and {self.folder} was run with "
                             f"{self.estimator.n_features_in_}")
@@ -317,7 +317,7 @@ def _run_section(run: FinishedRun, sections: int) -> dict[str, Any]:
 
 def _comparison_section(folder: Path) -> dict[str, Any]:
     "What the page says of the folder of a comparison."
-    rows, failed = read_comparison(folder), _read_lines(folder/"errors.jsonl")
+    rows, failed = read_comparison(folder), read_rows(folder/"errors.jsonl")
     if not rows: raise PZSLError(f"{folder}: this comparison has no result yet; go on with the same `pzsl compare`")
     with tempfile.TemporaryDirectory() as drawn:
         notes = write_comparison(rows, drawn)

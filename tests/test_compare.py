@@ -16,12 +16,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from pzsl_nb import comparison, experiment
+from pzsl_nb import comparison, grid
 from pzsl_nb.compare import (compare_table, long_table, plot_curves, plot_levels, runs_table, setting_tables,
                              write_comparison)
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
-from pzsl_nb.experiment import Config, _ctrl_c_waits, read_grid, run_grid
+from pzsl_nb.experiment import Config
+from pzsl_nb.grid import _ctrl_c_waits, read_grid, run_grid
 from small_world import World
 
 RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
@@ -301,8 +302,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(folder):
 
 def test_a_run_whose_process_is_killed(monkeypatch, tmp_path, folder):
     monkeypatch.chdir(folder)
-    context = experiment._context()
-    monkeypatch.setattr(experiment, "_context", lambda: Deadly(context))
+    context = grid._context()
+    monkeypatch.setattr(grid, "_context", lambda: Deadly(context))
     good, bad = (Config(data="npz:birds.npz", method="zero-shot", candidates="uss", seed=seed) for seed in (0, 1))
     rows = run_grid([bad, good], tmp_path/"rows.jsonl", jobs=1, errors=tmp_path/"e.jsonl", device="cpu", progress=False)
     assert rows[0] is None and rows[1]["config"] == good.plain() and read_grid([bad, good], tmp_path/"rows.jsonl") == rows

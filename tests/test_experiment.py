@@ -10,9 +10,10 @@ import torch
 
 from pzsl_nb.core import PZSLError, read_json
 from pzsl_nb.estimator import CLIPPZSL
-from pzsl_nb.experiment import (_replacing, ABLATIONS, Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run,
-                                read_grid, results_table, run_ablation, run_experiment, run_grid, run_name)
+from pzsl_nb.experiment import (Config, Outcome, Watcher, fit_task, make_estimator, read_beliefs, read_run, results_table,
+                                run_experiment, run_name, set_aside)
 from pzsl_nb.figures import draw_run
+from pzsl_nb.grid import ABLATIONS, run_ablation
 from pzsl_nb.methods import unread_settings
 from pzsl_nb.sources import Reading, load_task
 from pzsl_nb.training import Trainer, read_checkpoint
@@ -349,93 +350,7 @@ def test_every_setting_reaches_the_estimator():
     assert found["logit_scale"] == 12.
 
 
-# Grids
-
-class Runs(list):
-    "Stands for `run_experiment`: takes no time, notes what it was asked for, and fails for one seed while told to."
-    fails = None
-
-    def __call__(self, config, **more):
-        if config.seed == self.fails: raise Stop
-        self.append(config)
-        return Outcome(config, None, None, {"metrics": {"H": config.seed/7}, "zero_shot": {"U": math.nan}}, {})
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    monkeypatch.setattr("pzsl_nb.experiment.run_experiment", made := Runs())
-    return made
-
-
-def test_a_grid_goes_on_and_never_repeats(runs, tmp_path):
-    configs, path = [Config(seed=seed) for seed in (3, 1, 13, 2, 1)], tmp_path/"rows.jsonl"
-    def grid(wanted=configs, **more): return run_grid(wanted, path, progress=False, **more)
-    runs.fails = 13
-    with pytest.raises(Stop): grid()
-    assert runs == configs[:2] and len(path.read_text().splitlines()) == 2
-    runs.fails = None
-    rows = grid()
-    assert runs == configs[:4]   # the last one is the second again
-    assert [row["config"]["seed"] for row in rows] == [3, 1, 13, 2, 1] and rows[1] == rows[4]
-    content = path.read_bytes()
-    assert grid() == rows and grid(configs[::-1]) == rows[::-1] and path.read_bytes() == content and len(runs) == 4
-    grid(configs[:1], notes=[{"variant": "other"}])   # the same configuration under another name is another row
-    assert len(runs) == 5 and grid([dataclasses.replace(configs[0], lr=1e-4)]) and len(runs) == 6
-    assert "NaN" not in path.read_text() and rows[0]["zero_shot"]["U"] is None
-
-
-def test_a_grid_without_a_file(runs, tmp_path):
-    rows = run_grid([Config(seed=1), Config(seed=1), Config(start="clip")], progress=False)
-    assert len(runs) == 2 and len(rows) == 3 and not list(tmp_path.iterdir())
-
-
-def test_a_grid_that_stopped_in_the_middle_of_a_line(runs, tmp_path):
-    path = tmp_path/"rows.jsonl"
-    run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
-    path.write_text(path.read_text()[:-30])
-    run_grid([Config(seed=1), Config(seed=2), Config(seed=3)], path, progress=False)
-    assert [config.seed for config in runs] == [1, 2, 2, 3]
-    assert [json.loads(line)["config"]["seed"] for line in path.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_a_row_of_another_version(runs, tmp_path):
-    path = tmp_path/"rows.jsonl"
-    run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
-    first, second = path.read_text().splitlines()
-    path.write_text(first + "\n" + second.replace('"epochs"', '"momentum": 0.1, "epochs"') + "\n")
-    with pytest.raises(PZSLError, match=r"rows.jsonl, row 2: another version.*'momentum'.*choose another place"):
-        run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
-
-
-def test_a_grid_that_stopped_behind_a_brace(runs, tmp_path):
-    path = tmp_path/"rows.jsonl"
-    run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
-    path.write_text(path.read_text().rstrip()[:-1].rsplit("}", 1)[0] + "}")
-    for _ in range(2): run_grid([Config(seed=1), Config(seed=2)], path, progress=False)
-    assert [config.seed for config in runs] == [1, 2, 2]   # the broken row once more, and then nothing
-    assert [json.loads(line)["config"]["seed"] for line in path.read_text().splitlines()] == [1, 2]
-
-
-def test_a_line_in_the_middle_that_is_no_json(runs, tmp_path):
-    path = tmp_path/"rows.jsonl"
-    run_grid([Config(seed=1)], path, progress=False)
-    path.write_text("{cut\n" + path.read_text())
-    with pytest.raises(PZSLError, match="rows.jsonl: line 1 is not JSON"):
-        run_grid([Config(seed=1)], path, progress=False)
-
-
-@pytest.mark.parametrize("content", [b'{"a": 1}\n', b"[1]\n", b"3\n", b"\xff\xfe\n"])
-def test_a_file_that_holds_something_else(runs, tmp_path, content):
-    (tmp_path/"rows.jsonl").write_bytes(content)
-    with pytest.raises(PZSLError, match="rows.jsonl"): run_grid([Config(seed=1)], tmp_path/"rows.jsonl", progress=False)
-
-
-def test_an_ablation_changes_one_thing(runs, tmp_path):
-    rows = run_ablation(Config(lr=.5), [1, 2], tmp_path/"rows.jsonl", progress=False)
-    assert len(runs) == 2*len(ABLATIONS) and len(rows) == 2*len(ABLATIONS) + 2
-    assert runs == [Config(lr=.5, seed=seed, **variant) for seed in (1, 2) for variant in ABLATIONS.values()]
-    with pytest.raises(PZSLError, match="'no mine'|no mine"): run_ablation(Config(), [1], variants=["no mine"])
-
+# Outcomes and folders
 
 def test_an_outcome_shows_its_table_also_without_unseen_classes():
     none = dict.fromkeys(("S", "U", "H", "T1", "ausuc"))
@@ -454,7 +369,7 @@ def test_what_is_replaced_comes_back_unless_something_new_is_there(tmp_path, err
     (tmp_path/"more").mkdir()
     (tmp_path/"more"/"picture").write_text("old")
     (tmp_path/"mine").write_text("mine")
-    with pytest.raises(type(error)), _replacing(tmp_path, ("main", "more"), "main"):
+    with pytest.raises(type(error)), set_aside(tmp_path, ("main", "more"), "main"):
         assert not (tmp_path/"main").exists()
         if begun: (tmp_path/"main").write_text("new")
         raise error
@@ -462,13 +377,8 @@ def test_what_is_replaced_comes_back_unless_something_new_is_there(tmp_path, err
     assert kept == ({"main": "old", "more/picture": "old", "mine": "mine"} if stays else {"main": "new", "mine": "mine"})
     left = tmp_path/".replaced-by a kill"
     left.mkdir()
-    with _replacing(tmp_path, ("main", "more"), "main"): (tmp_path/"main").write_text("newest")
+    with set_aside(tmp_path, ("main", "more"), "main"): (tmp_path/"main").write_text("newest")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["main", "mine"]
-
-
-def test_every_run_has_its_note():
-    with pytest.raises(PZSLError, match="1 notes for 2 runs"): read_grid([Config(), Config(seed=1)], "none.jsonl", [{}])
-    with pytest.raises(PZSLError, match="3 notes for 1 runs"): run_grid([Config()], notes=[{}]*3, progress=False)
 
 
 @pytest.mark.parametrize("method", ["eszsl", "attribute-map", "tip-adapter", "coop", "zero-shot"])

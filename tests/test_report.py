@@ -13,7 +13,8 @@ from pzsl_nb import cli
 from pzsl_nb.compare import runs_table
 from pzsl_nb.comparison import read_comparison
 from pzsl_nb.core import PZSLError
-from pzsl_nb.experiment import Config, run_grid
+from pzsl_nb.experiment import Config
+from pzsl_nb.grid import run_grid
 from pzsl_nb.plots import plot_confusion, save_figure
 from pzsl_nb.report import FinishedRun, measures, warn, write_report
 from pzsl_nb.shapes import class_name, default_split, render
