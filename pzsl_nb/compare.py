@@ -88,10 +88,10 @@ def overall(
     table = values.dropna().unstack("seed")
     settings, all_runs = table.mean(axis=1).to_numpy(), values.dropna().to_numpy()
     half = mean_interval(table.dropna(axis=1).mean())[1] if len(table.dropna(axis=1).columns) else np.nan
-    return {"mean": settings.mean() if len(settings) else np.nan, "half": half, "n": len(all_runs),
+    return {"mean": float(settings.mean()) if len(settings) else np.nan, "half": half, "n": len(all_runs),
             "settings": len(settings), "p_settings": _p_value(stats.wilcoxon, settings, 6),
             "p_pairs": _p_value(stats.ttest_1samp, all_runs),
-            "below": (settings < 0).mean() if len(settings) else np.nan}
+            "below": float((settings < 0).mean()) if len(settings) else np.nan}
 
 # %% ../nbs/52_compare.ipynb #52-017
 def method_order(

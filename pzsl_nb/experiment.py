@@ -80,6 +80,11 @@ class Config:
         if self.inner % self.heads:
             raise PZSLError(f"config: heads is {self.heads}; it must divide inner, {self.inner}")
 
+    def __repr__(self):
+        changed = (f"{item.name}={value!r}" for item in dataclasses.fields(self)
+                   if (value := getattr(self, item.name)) != item.default)
+        return f"Config({', '.join(changed)})"
+
     @classmethod
     def from_dict(
         cls,
