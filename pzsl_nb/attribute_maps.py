@@ -41,7 +41,8 @@ def ridge(
     right: Tensor,       # (d, k)
     strength: float,     # in units of the mean eigenvalue of `gram`, so that it means the same for any n
 ) -> Tensor:             # (d, k)
-    "(gram + strength I)^-1 right."
+    "(gram + strength I)^-1 right; zeros where nothing varies, so that there is nothing to learn."
+    if gram.trace() <= 1e-12: return torch.zeros_like(right)
     weight = strength*gram.trace()/len(gram)
     return torch.linalg.solve(gram + weight*torch.eye(len(gram), dtype=gram.dtype), right)
 

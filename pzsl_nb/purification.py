@@ -75,7 +75,7 @@ class Purification(Rule):
     def after_epoch(self, beliefs: Any, epoch: int) -> None:
         "At the end of a window: remove, take the averages for weights, and perhaps be stricter next time."
         window = max(1, round(self.window*self.stretch))
-        if epoch % window: return
+        if epoch % window or not beliefs.moving: return   # beliefs that stay have no averages
         rows, n, mean, before = beliefs.sets.rows, len(beliefs.sets), self.total/window, self.kept
         if epoch >= self.warm_up*self.stretch:
             self.kept = before & purify(mean, rows, n, float(self.theta))

@@ -178,6 +178,20 @@ def test_attributes(tmp_path, name):
     with pytest.raises(PZSLError, match="shape .8, 5.; give one row of numbers for each of 9 classes"): fit(a[:8])
 
 
+@pytest.mark.filterwarnings("ignore:.*too few to rehearse")
+@pytest.mark.parametrize("name", ["eszsl", "attribute-map"])
+def test_a_map_of_nothing_is_none(name):
+    "One image a class: a rehearsal may train on one image, or on classes with one signature, and nothing varies there."
+    world, one = World(), torch.tensor([[1., 0.]])
+    for seed in range(3):
+        est = CLIPPZSL(inner=8, heads=2, random_state=seed, device="cpu").set_params(**method_settings(name))
+        few = torch.stack([world.x[world.y == c][0] for c in range(4)])
+        est.fit(few, [0, 1, 2, 3], world.t)
+        assert probabilities(est, world.x_test).isfinite().all()
+    same = made(name).fit(world.x, world.sets, world.t, seen=world.seen, attributes=one.repeat(9, 1))
+    assert probabilities(same, world.x_test).isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["coop", "tip-adapter", "eszsl", "attribute-map", "pico"])
 def test_new_classes(name):
     world = World()
@@ -189,10 +203,10 @@ def test_new_classes(name):
     if name != "pico": torch.testing.assert_close(est.top_scores(world.x_test).seen_score, before.seen_score)
 
 
-@pytest.mark.parametrize("name", ["proden", "rc", "cavl", "papi"])
+@pytest.mark.parametrize("name", ["proden", "rc", "cavl", "papi", "pop"])
 def test_fixed_beliefs_are_not_moved_by_a_rule_either(name):
     world = World()
-    est = made(name, moving=False).fit(world.x, world.sets, world.t, seen=world.seen)
+    est = made(name, moving=False, epochs=8).fit(world.x, world.sets, world.t, seen=world.seen)
     assert torch.equal(est.beliefs_, uniform_prior(world.sets))
     assert not torch.equal(made(name).fit(world.x, world.sets, world.t, seen=world.seen).beliefs_, est.beliefs_)
 
