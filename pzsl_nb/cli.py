@@ -200,9 +200,9 @@ def ablation_text(
     "Mean over seeds and half the width of its 95 % interval, for every variant."
     from pzsl_nb.plots import mean_interval
     def cell(variant: str, key: str) -> str:
-        mean, half = mean_interval([row[key] for row in rows if row["variant"] == variant])
+        mean, half = mean_interval([row.get(key) for row in rows if row["variant"] == variant])
         return "-" if mean != mean else f"{100*mean:.1f}" + (f" ± {100*half:.1f}" if half == half else "")
-    keys = {"S": "S", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC"}
+    keys = {"S": "S", "U": "U", "H": "H", "T1": "T1", "ausuc": "AUSUC", "disambiguation_accuracy": "labels right"}
     variants = dict.fromkeys(row["variant"] for row in rows)
     return _columns([["percent", *keys.values()], *([name, *(cell(name, key) for key in keys)] for name in variants)])
 
@@ -599,7 +599,8 @@ def ablate(
     from pzsl_nb.figures import draw_ablation
     told = f"Mean of {seeds} seeds and 95 % interval" if seeds > 1 else "One seed, so no interval"
     print(f"\n{ablation_text(rows)}\n\n{told}. Rows: {out/'rows.jsonl'}")
-    print(f"Picture: {draw_ablation(rows, out)}")
+    if all(row["S"] is None for row in rows): _one_line("note", "no picture: no test row has a known label")
+    else: print(f"Picture: {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061
 def _check_comparison(out: Path) -> None:
@@ -607,10 +608,9 @@ def _check_comparison(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise PZSLError(f"{out}: there is a file in the place of the folder; choose another with --out")
     tables = (f"table.{ending}" for ending in ("txt", "md", "csv", "tex", "html"))
-    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", "report.html", ".lock", *tables}
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    left_by_a_kill = {name for name in there if re.sub(r"^\.(.+)\.[0-9a-f]{12}(\.\w+)$", r"\1\2", name) in ours}
-    if other := sorted(there - ours - left_by_a_kill):
+    ours = {"results.jsonl", "errors.jsonl", "compare.yaml", "figures", "report.html", "data.json", *tables}
+    there = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
+    if other := sorted(there - ours):
         raise PZSLError(f"{out}: holds {listing(other)}, which no comparison writes; choose another folder with --out")
 
 
@@ -618,17 +618,19 @@ def _tell_comparison(rows: Sequence[dict[str, Any]], failed: Sequence["Config"],
     "Print the overall table, what failed, and where everything lies."
     from pzsl_nb.compare import overall_text, write_comparison
     from pzsl_nb.experiment import run_name
+    from pzsl_nb.grid import read_rows
+    notes = write_comparison(rows, out, failed)
     if rows:
-        notes = write_comparison(rows, out, failed)
-        shown = overall_text(rows).reset_index()
+        shown = overall_text(rows, failed).reset_index()
         print("\n" + _columns([[*shown.columns], *shown.values.tolist()]))
-        for note in notes: _one_line("note", note)
-        print(f"\nIn percent; what the columns mean is told in {out/'table.txt'}. Rows: {out/'results.jsonl'}. Tables: "
-              f"{out/'table'}.txt, .md, .csv, .tex, .html. Figures: {out/'figures'}")
+    for note in notes: _one_line("note", note)
+    if rows: print(f"\nIn percent; what the columns mean is told in {out/'table.txt'}. Rows: {out/'results.jsonl'}. "
+                   f"Tables: {out/'table'}.txt, .md, .csv, .tex, .html. Figures: {out/'figures'}")
     if failed:
         names = listing(map(run_name, failed), 3)
-        _one_line("pzsl", f"{len(failed)} of {len(rows) + len(failed)} runs failed ({names}); {out/'errors.jsonl'} "
-                          "says why, and the same command tries them again")
+        first = "".join(f", the first with: {row['error']}" for row in read_rows(out/"errors.jsonl")[:1])
+        _one_line("pzsl", f"{len(failed)} of {len(rows) + len(failed)} runs failed ({names}){first}. "
+                          f"{out/'errors.jsonl'} has all, and the same command tries them again")
         raise typer.Exit(1)
 
 # %% ../nbs/60_cli.ipynb #60-062

@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'comparison_configs', 'default_jobs', 'run_comparison', 'read_comparison']
 
 # %% ../nbs/55_comparison.ipynb #55-003
-import contextlib, difflib, hashlib, os, warnings
+import contextlib, difflib, os, warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from .methods import METHODS, unread_settings
 from .candidates import parse_rule
 from .compare import write_comparison
-from .core import PZSLError, atomic_path, listing, pick_device
+from .core import PZSLError, atomic_path, listing, pick_device, read_json, write_json
 from .experiment import Config, reading
-from .grid import latest_rows, read_grid, rows_of_others, run_grid
+from .grid import data_notes, latest_rows, read_grid, rows_of_others, run_grid
 from .sources import DEFAULT_RULE, open_task, parse_source
 
 # %% ../nbs/55_comparison.ipynb #55-006
@@ -60,6 +60,8 @@ class Comparison:
         "The comparison of a file and of what is said beside it."
         values = {} if file is None else _read_yaml(Path(file))
         for key in values: _nearest(f"{file}: key", key, [item.name for item in fields(cls)])
+        try: cls(**values)
+        except PZSLError as error: raise PZSLError(f"{file}: {str(error).removeprefix('comparison: ')}") from error
         if over.get("set") and values.get("set"):   # setting by setting
             told = [*_words("set", values["set"]), *_words("set", over["set"])]
             over["set"] = tuple({text.partition("=")[0].strip(): text for text in told}.values())
@@ -125,6 +127,9 @@ def _sources(comparison: Comparison, cache_dir: str | Path | None, device: str) 
         else:
             config = Config(data=spec, **_fold(spec, comparison.seeds - 1)).with_settings(comparison.set)
             task = open_task(spec, reading(config, cache_dir=cache_dir, device=device))
+            if task.labels is None and len(task.tested[1]) == 0:
+                raise PZSLError(f"{spec}: no training and no test row has a known label, so nothing can be compared; "
+                                "add some, if only for a few test rows")
             found[spec] = task.candidates is not None, task.labels is not None
     return found
 
@@ -166,17 +171,6 @@ def default_jobs(
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _contents(comparison: Comparison) -> dict[str, dict[str, str]]:
-    "What tells the rows of data that are one file: the hash of what it holds."
-    paths = {spec: Path(parse_source(spec)[1]) for spec in comparison.data}
-    def digest(path):
-        found = hashlib.sha256()
-        with open(path, "rb") as file:
-            while part := file.read(2**20): found.update(part)
-        return {"sha256": found.hexdigest()}
-    return {spec: digest(path) if path.is_file() else {} for spec, path in paths.items()}
-
-
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     "Nobody else runs a comparison in this folder."
@@ -213,34 +207,37 @@ def run_comparison(
         for rule in [rule for rule in comparison.candidates if rule not in used]:
             has = "no candidate sets of its own" if rule == "given" else "no known labels to draw sets from"
             warnings.warn(f"{spec} has {has}, so it is left out under {rule}", stacklevel=2)
-    contents = _contents(comparison)
-    notes, jobs = [contents[config.data] for config in configs], jobs or default_jobs(device)
-    with _alone(folder):
+        if not known and "supervised" in comparison.methods:
+            warnings.warn(f"{spec} has no known training labels, so it is left out for supervised", stacklevel=2)
+    jobs = jobs or default_jobs(device)
+    with _alone(folder), data_notes(comparison.data) as contents:
+        notes = [contents[config.data] for config in configs]
         old = [*folder.glob("table.*"), folder/"results.jsonl", folder/"report.html"] if anew else []
         for path in [*old, folder/"errors.jsonl", *folder.glob(".*.*.*")]:   # the last ones were left by a kill
             path.unlink(missing_ok=True)
         comparison.write(folder/"compare.yaml")
+        write_json(folder/"data.json", {spec: {"own sets": own, "known labels": known, "note": contents[spec]}
+                                        for spec, (own, known) in sources.items()})
         if others := rows_of_others(configs, folder/"results.jsonl", notes):
             warnings.warn(f"{folder/'results.jsonl'} holds {others} rows of the same runs on data files that have "
                           "changed, or of an older version; they are left out, and run again", stacklevel=2)
-        try: rows = run_grid(configs, folder/"results.jsonl", notes=notes, device=device, jobs=jobs,
-                             errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
+        try: run_grid(configs, folder/"results.jsonl", notes=notes, device=device, jobs=jobs,
+                      errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
         except KeyboardInterrupt:   # an early look
-            rows = read_grid(configs, folder/"results.jsonl", notes)
-            failed = [config for config, row in zip(configs, rows) if not row]
-            if found := [row for row in rows if row]: write_comparison(found, folder, failed)
+            rows, missing = read_comparison(folder)
+            write_comparison(rows, folder, missing)
             raise
-    return [row for row in rows if row], [config for config, row in zip(configs, rows) if not row]
+    return read_comparison(folder)
 
 
 def read_comparison(
     folder: str | Path,       # of `run_comparison`
-) -> list[dict[str, Any]]:    # rows, as far as they are there
-    "What the folder was asked for last; of two rows of one run, because its data have changed, the later one."
-    folder, asked = Path(folder), Path(folder)/"compare.yaml"
-    if not asked.exists(): return latest_rows(folder/"results.jsonl")   # rows that something else has made
-    comparison = Comparison.read(asked)
-    every = [config for own in (False, True)   # whether data bring sets is not looked up: one of the two is not there
-             for config in comparison_configs(comparison, dict.fromkeys(comparison.data, (own, True)))]
-    return latest_rows(folder/"results.jsonl", every)
-
+) -> tuple[list[dict[str, Any]], list[Config]]:    # rows, and the runs that are not there
+    "What the folder was asked for last, as far as it is there, on the data that it was asked about."
+    folder = Path(folder)
+    if not (folder/"data.json").exists(): return latest_rows(folder/"results.jsonl"), []   # made by something else
+    data = read_json(folder/"data.json")
+    sources = {spec: (told["own sets"], told["known labels"]) for spec, told in data.items()}
+    configs = comparison_configs(Comparison.read(folder/"compare.yaml"), sources)
+    rows = read_grid(configs, folder/"results.jsonl", [data[config.data]["note"] for config in configs])
+    return [row for row in rows if row], [config for config, row in zip(configs, rows) if not row]

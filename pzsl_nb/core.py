@@ -178,6 +178,7 @@ def read_npz(
     import numpy as np
     path, required = Path(path), list(required)
     if not path.exists(): raise PZSLError(f"{path}: no such file; check the path")
+    if not os.access(path, os.R_OK): raise PZSLError(f"{path}: cannot be read; correct its permissions")
     if not zipfile.is_zipfile(path):
         raise PZSLError(f"{path}: is not an .npz archive (damaged, cut off, or another kind of file); "
                         "fetch or make it again")

@@ -468,7 +468,7 @@ def mean_interval(
     "Mean over seeds and half the width of its interval by Student's t."
     values = np.asarray(values, float)
     if len(values) < 2:
-        return float(values.mean()), float("nan")
+        return float(values.sum() if len(values) else "nan"), float("nan")
     error = values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(student_t.ppf((1 + level) / 2, len(values) - 1) * error)
 

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 import pzsl_nb
-from .compare import _NOTES, overall_text, setting_tables, write_comparison
-from .comparison import read_comparison
+from .compare import TABLE_NOTES, missing_text, overall_text, setting_tables, write_comparison
+from .comparison import Comparison, read_comparison
 from .core import PZSLError, atomic_path, listing, rows_at_once
 from .estimator import CLIPPZSL
 from .experiment import (LABEL_COLUMNS, Config, Outcome, cleaned_labels, evidence_text, read_beliefs,
@@ -317,18 +317,23 @@ def _run_section(run: FinishedRun, sections: int) -> dict[str, Any]:
 
 def _comparison_section(folder: Path) -> dict[str, Any]:
     "What the page says of the folder of a comparison."
-    rows, failed = read_comparison(folder), read_rows(folder/"errors.jsonl")
+    (rows, missing), failed = read_comparison(folder), read_rows(folder/"errors.jsonl")
     if not rows: raise PZSLError(f"{folder}: this comparison has no result yet; go on with the same `pzsl compare`")
     with tempfile.TemporaryDirectory() as drawn:
-        notes = write_comparison(rows, drawn)
+        notes = write_comparison(rows, drawn, missing)
         files = sorted(Path(drawn, "figures").glob("*.png"), key=lambda path: ("rlc".index(path.stem[0]), path.stem))
         figures = [(path.stem.replace("_", " "), _uri(path.read_bytes(), "image/png")) for path in files]
+    if missing: notes.insert(0, missing_text(rows, missing).strip())
     if failed: notes.insert(0, f"{len(failed):,} runs failed; {folder/'errors.jsonl'} says why")
     made = {json.dumps(row.get("versions")): row.get("versions") or {} for row in rows}
-    tables = [("Over all settings (data x rule)", overall_text(rows)), *setting_tables(rows)]
+    tables = [("Over all settings (data x rule)", overall_text(rows, missing)), *setting_tables(rows)]
     tables = [(title, _table(shown.reset_index().rename_axis(columns=None), index=False)) for title, shown in tables]
+    def each(name): return ", ".join(dict.fromkeys("given" if (value := row["config"][name]) is None else str(value)
+                                                   for row in rows))
+    varied = {name: each(name) for name in ("data", "candidates", "method", "seed")}
+    if (asked := folder/"compare.yaml").exists(): varied["set"] = ", ".join(Comparison.read(asked).set)
     return {"name": f"Comparison {folder.resolve().name}", "rows": rows, "warnings": notes, "figures": figures,
-            "notes": _NOTES, "made": [*made.values()], "tables": tables}
+            "varied": varied, "notes": TABLE_NOTES, "made": [*made.values()], "tables": tables}
 
 # %% ../nbs/56_report.ipynb #56-030
 def write_report(
@@ -347,8 +352,8 @@ def write_report(
         raise PZSLError(f"report: {len(folders)} folders; say with --out which file the page is to be")
     out = Path(folders[0]/"report.html" if out is None else out)
     if out.exists() and not force: raise PZSLError(f"{out}: exists already; choose another file, or use --force")
-    found = [folder if (folder/"results.jsonl").exists() else FinishedRun(folder, cache_dir, device)
-             for folder in folders]
+    def compared(folder): return any((folder/name).exists() for name in ("compare.yaml", "results.jsonl"))
+    found = [folder if compared(folder) else FinishedRun(folder, cache_dir, device) for folder in folders]
     runs = {str(one.folder): measures(one.result) for one in found if isinstance(one, FinishedRun)}
     sections = [_comparison_section(one) if isinstance(one, Path) else _run_section(one, len(found)) for one in found]
     page = Environment(loader=PackageLoader("pzsl_nb"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

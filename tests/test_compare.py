@@ -17,12 +17,13 @@ import yaml
 from scipy import stats
 
 from pzsl_nb import comparison, grid
-from pzsl_nb.compare import (compare_table, long_table, plot_curves, plot_levels, runs_table, setting_tables,
-                             write_comparison)
+from pzsl_nb.compare import (compare_table, long_table, paired_values, plot_curves, plot_levels, rank_table, runs_table,
+                             setting_tables, write_comparison)
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config
 from pzsl_nb.grid import _ctrl_c_waits, read_grid, run_grid
+from pzsl_nb.report import write_report
 from small_world import World
 
 RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
@@ -412,6 +413,67 @@ def test_a_method_that_failed_with_some_rules(tmp_path):
         ("cc", "uniform:0.1", .5), ("rc", "uniform:0.5", .6), ("pop", "uniform:0.1", .7), ("pop", "uniform:0.5", .7))]
     table = compare_table(apart)   # no setting is shared by all, so there are no ranks, and nobody is a rival by chance
     assert table["rank"].isna().all() and table["rival"].isna().all()
+
+
+def outcome(data, rule, method, seed, **values):
+    "A row with some measures; the others are not known."
+    part = dict.fromkeys(("S", "U", "H", "T1", "ausuc", "disambiguation_accuracy")) | values
+    return {"config": {"data": data, "candidates": rule, "method": method, "seed": seed}, "metrics": part, "curve": None,
+            "zero_shot": {key: None if value is None else .4 for key, value in part.items()}, "seconds": 1., "peak_memory_mb": 2.}
+
+
+def test_without_test_labels_the_labels_found_are_compared(tmp_path):
+    rows = [outcome("npz:x.npz", rule, method, seed, disambiguation_accuracy=value + .01*seed) for method, value in
+            {"cc": .5, "rc": .6}.items() for seed in range(2) for rule in ("uniform:0.1", "uniform:0.3", "uniform:0.5")]
+    assert "no figure of ranks" not in str(write_comparison(rows, tmp_path, [Config(method="pop")]))
+    text = (tmp_path/"table.txt").read_text()
+    assert "rank labels right" in text and "x: labels right" in text and "60.5" in text and "x: H" not in text
+    mixed = rows + [outcome("npz:y.npz", "uniform:0.1", method, 0, S=.5, U=.5, H=.5, ausuc=.2) for method in ("cc", "rc")]
+    write_comparison(mixed, tmp_path)
+    assert (tmp_path/"table.txt").read_text().startswith("Over 1 setting(s)")   # those with an H
+
+
+def test_equal_means_share_a_rank_whatever_their_last_digits():
+    rows = [outcome("shapes", "uss", method, seed, H=value) for method, values in
+            {"rc": (.1, .2, .3), "cc": (.3, .1 + 1e-17, .2), "pop": (.2, .3, .1 + 2e-17)}.items() for seed, value in enumerate(values)]
+    rows[0]["metrics"]["H"] += 2e-16
+    assert rank_table(paired_values(runs_table(rows))).drop(columns="zero-shot").values.tolist() == [[3., 3., 3.]]
+
+
+def test_every_data_set_has_its_curves(tmp_path):
+    curve = {"U": [0., .5], "S": [.5, 0.]}
+    rows = [outcome(data, "uss", "cc", 0, H=.5, S=.5, U=.5) | {"curve": curve} for data in ("npz:a&b.npz", "npz:a b.npz")]
+    write_comparison(rows, tmp_path)
+    assert sorted(path.name for path in (tmp_path/"figures").glob("*.png")) == ["curves_a-b-2.png", "curves_a-b.png"]
+
+
+def test_where_no_run_has_worked_no_older_table_stays(done, folder, tmp_path):
+    out = tmp_path/"out"
+    (out/"figures").mkdir(parents=True)
+    for name in ("table.txt", "figures/ranks.png", ".DS_Store"): (out/name).touch()   # what a file manager leaves is no hindrance
+    code, _, err = pzsl(folder, "--data", "npz:birds.npz", "--candidates", "hierarchical:0.3", "--methods", "cc", "--seeds", "1",
+                        "--device", "cpu", "--out", str(out))
+    assert code == 1 and "1 of 1 runs failed (birds-hierarchical-0.3-cc-0), the first with: " in err and "superclass" in err
+    assert "no tables and figures" in err and not (out/"table.txt").exists() and not (out/"figures"/"ranks.png").exists()
+    with pytest.raises(PZSLError, match="no result yet"): write_report([out])
+
+
+def test_a_report_says_what_is_missing_and_keeps_to_the_data_asked_for(folder, tmp_path):
+    "A file is replaced, and the comparison is stopped before all runs have been made again."
+    data, words = tmp_path/"birds.npz", ["--candidates", RULES[0], "--methods", "zero-shot,cc", *WORDS[6 + 2:]]
+    data.write_bytes((folder/"birds.npz").read_bytes())
+    assert pzsl(folder, "--data", str(data), *words, "--out", str(tmp_path/"out"))[0] == 0
+    old, world = read_rows(tmp_path/"out"), World(6, 3)
+    np.savez(data, X_train=world.x, y_train=world.y, X_test=world.x_test, y_test=world.y_test, text=world.t,
+             unseen=~world.seen.numpy(), names=[f"bird {c}" for c in range(len(world.t))], logit_scale=10.)
+    assert pzsl(folder, "--data", str(data), *words, "--out", str(tmp_path/"out"))[0] == 0
+    every = read_rows(tmp_path/"out")
+    assert every[:4] == old and len(every) == 8
+    (tmp_path/"out"/"results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in every[:5]))
+    rows, missing = comparison.read_comparison(tmp_path/"out")
+    assert rows == every[4:5] and len(missing) == 3
+    text = write_report([tmp_path/"out"]).read_text()
+    assert "3 of 4 runs are missing" in text and "epochs=2" in text
 
 
 def test_jobs_are_the_cores_one_may_use(monkeypatch):

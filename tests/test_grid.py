@@ -2,12 +2,14 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, Outcome
-from pzsl_nb.grid import ABLATIONS, read_grid, run_ablation, run_grid
+from pzsl_nb.grid import ABLATIONS, data_notes, read_grid, read_rows, run_ablation, run_grid
 from small_world import Stop
 
 
@@ -100,3 +102,57 @@ def test_an_ablation_changes_one_thing(runs, tmp_path):
 def test_every_run_has_its_note():
     with pytest.raises(PZSLError, match="1 notes for 2 runs"): read_grid([Config(), Config(seed=1)], "none.jsonl", [{}])
     with pytest.raises(PZSLError, match="3 notes for 1 runs"): run_grid([Config()], notes=[{}]*3, progress=False)
+
+
+def test_rows_of_a_file_that_was_replaced_are_made_again(runs, tmp_path):
+    "An ablation that goes on with other data under the same name would have one mean of both."
+    file, path = tmp_path/"birds.npz", tmp_path/"rows.jsonl"
+    file.write_bytes(b"old")
+    config, two = Config(data=f"npz:{file}"), ["full", "no mining"]
+    run_ablation(config, [0], path, variants=two, progress=False)
+    run_ablation(config, [0, 1], path, variants=two, progress=False)
+    assert len(runs) == 4
+    file.write_bytes(b"new")
+    run_ablation(config, [0, 1], path, variants=two, progress=False)
+    assert len(runs) == 8 and len({row["notes"]["sha256"] for row in read_rows(path)}) == 2
+
+
+def test_a_file_that_is_replaced_meanwhile(tmp_path):
+    file = tmp_path/"birds.npz"
+    for change in (lambda: file.write_bytes(b"new"), file.unlink):
+        file.write_bytes(b"old")
+        with pytest.raises(PZSLError, match=r"birds.npz: was replaced while runs were reading it.*--force"):
+            with data_notes([f"npz:{file}", "shapes"]) as notes:
+                assert len(notes[f"npz:{file}"]["sha256"]) == 64 and notes["shapes"] == {}
+                change()
+    file.write_bytes(b"old")
+    with pytest.raises(KeyError), data_notes([f"npz:{file}"]):   # what went wrong first is told
+        file.unlink()
+        raise KeyError
+
+
+def test_a_place_that_cannot_be_written_to_is_told_before_a_run(runs, tmp_path):
+    (tmp_path/"file").touch()
+    with pytest.raises(PZSLError, match="file: the folder cannot be made"):
+        run_grid([Config()], tmp_path/"file"/"rows.jsonl", progress=False)
+    assert not runs
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals have no masks there")
+def test_ctrl_c_stays_away_from_processes_that_are_being_started():
+    "Python's tracker of resources, which the first process starts, lets Ctrl-C through again."
+    program = """if True:
+        import signal
+        from multiprocessing import resource_tracker
+        from pzsl_nb.grid import _ctrl_c_waits
+        with _ctrl_c_waits():
+            resource_tracker.ensure_running()
+            assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            with _ctrl_c_waits():
+                signal.raise_signal(signal.SIGINT)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+                raise EOFError("the process that was being started is gone")
+        except KeyboardInterrupt: print("told as what it is")"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout == "told as what it is\n", ended.stderr
