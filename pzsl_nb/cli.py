@@ -599,7 +599,7 @@ def ablate(
     from pzsl_nb.figures import draw_ablation
     told = f"Mean of {seeds} seeds and 95 % interval" if seeds > 1 else "One seed, so no interval"
     print(f"\n{ablation_text(rows)}\n\n{told}. Rows: {out/'rows.jsonl'}")
-    if all(row["S"] is None for row in rows): _one_line("note", "no picture: no test row has a known label")
+    if all(row["S"] is None is row["U"] for row in rows): _one_line("note", "no picture: no test row has a known label")
     else: print(f"Picture: {draw_ablation(rows, out)}")
 
 # %% ../nbs/60_cli.ipynb #60-061

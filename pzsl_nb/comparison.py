@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'comparison_configs', 'default_jobs', 'run_comparison', 'read_comparison']
 
 # %% ../nbs/55_comparison.ipynb #55-003
-import contextlib, difflib, os, warnings
+import contextlib, difflib, os, re, warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from .candidates import parse_rule
 from .compare import write_comparison
 from .core import PZSLError, atomic_path, listing, pick_device, read_json, write_json
 from .experiment import Config, reading
-from .grid import data_notes, latest_rows, read_grid, rows_of_others, run_grid
+from .grid import data_note, latest_rows, read_grid, rows_of_others, run_grid
 from .sources import DEFAULT_RULE, open_task, parse_source
 
 # %% ../nbs/55_comparison.ipynb #55-006
@@ -186,6 +186,9 @@ def _alone(folder: Path) -> Iterator[None]:
     with lock: yield
 
 
+_HALF = r"\.(errors|compare|data|table|report)\.[0-9a-f]{12}\.\w+"   # a file that was being written, see `atomic_path`
+
+
 def run_comparison(
     comparison: Comparison,
     folder: str | Path,           # of results.jsonl, errors.jsonl and compare.yaml
@@ -210,11 +213,12 @@ def run_comparison(
         if not known and "supervised" in comparison.methods:
             warnings.warn(f"{spec} has no known training labels, so it is left out for supervised", stacklevel=2)
     jobs = jobs or default_jobs(device)
-    with _alone(folder), data_notes(comparison.data) as contents:
+    with _alone(folder):
+        contents = {spec: data_note(spec) for spec in comparison.data}
         notes = [contents[config.data] for config in configs]
         old = [*folder.glob("table.*"), folder/"results.jsonl", folder/"report.html"] if anew else []
-        for path in [*old, folder/"errors.jsonl", *folder.glob(".*.*.*")]:   # the last ones were left by a kill
-            path.unlink(missing_ok=True)
+        left = [path for path in folder.iterdir() if re.fullmatch(_HALF, path.name)]   # by a kill
+        for path in [*old, folder/"errors.jsonl", *left]: path.unlink(missing_ok=True)
         comparison.write(folder/"compare.yaml")
         write_json(folder/"data.json", {spec: {"own sets": own, "known labels": known, "note": contents[spec]}
                                         for spec, (own, known) in sources.items()})
@@ -225,9 +229,9 @@ def run_comparison(
                       errors=folder/"errors.jsonl", cache_dir=cache_dir, progress=progress)
         except KeyboardInterrupt:   # an early look
             rows, missing = read_comparison(folder)
-            write_comparison(rows, folder, missing)
+            if rows: write_comparison(rows, folder, missing)
             raise
-    return read_comparison(folder)
+        return read_comparison(folder)
 
 
 def read_comparison(

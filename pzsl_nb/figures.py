@@ -160,11 +160,12 @@ def draw_run(
 def draw_ablation(
     rows: Sequence[Mapping],  # from `run_ablation`
     folder: str | Path,       # the PNG goes here
-    metric: str | None = None,  # column to draw; None: H, or S where there are no unseen classes
+    metric: str | None = None,  # column to draw; None: H, else S or T1, where only these are there
 ) -> Path:
     "The ablation plot: a bar a variant, and a line for frozen CLIP."
     if not rows: raise PZSLError("draw_ablation: there are no rows; run at least one variant on one seed")
-    metric = metric or ("S" if all(row.get("H") is None for row in rows) else "H")
+    there = (key for key in ("H", "S", "T1") if any(row.get(key) is not None for row in rows))
+    metric = metric or next(there, "H")
     frozen = [row[metric] for row in rows if row["variant"] == "frozen CLIP"]
     variants = [row for row in rows if row["variant"] != "frozen CLIP"]
     ax = plot_ablation(variants, metric, frozen=mean_interval(frozen)[0] if frozen else None)

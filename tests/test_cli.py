@@ -534,7 +534,9 @@ def test_ablate(pzsl, birds, tmp_path):
     assert done == [(variant, seed) for seed in (0, 1) for variant in ("full", "no adapter")]
     mean = 100*np.mean([row["metrics"]["S"] for row in rows if row["notes"]["variant"] == "full"])
     line = next(line for line in text.splitlines() if line.startswith("full"))
-    assert line.split()[1] == f"{mean:.1f}" and line.count("±") == 5
+    assert line.split()[1] == f"{mean:.1f}" and line.count("±") == 6
+    right = 100*np.mean([row["metrics"]["disambiguation_accuracy"] for row in rows if row["notes"]["variant"] == "full"])
+    assert line.split()[-3] == f"{right:.1f}"
     assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
     complains(pzsl, tmp_path, f"{command} --seeds 3", 1, ["a:", "--resume", "--force"])
     complains(pzsl, tmp_path, f"{command} --set epochs=2 --seeds 3 --resume", 1, ["a:", "another epochs (epochs was 1)"])
@@ -569,7 +571,10 @@ def test_ablate_without_unseen_classes(pzsl, birds, tmp_path):
                            f"--set epochs=1 {BY_HAND}")
     assert code == 0, err
     line = next(line.split() for line in text.splitlines() if line.startswith("full"))
-    assert line.count("-") == 4 and line.count("±") == 1   # U, H, T1 and AUSUC do not apply
+    assert line.count("-") == 4 and line.count("±") == 2   # U, H, T1 and AUSUC do not apply
+    np.savez(tmp_path/"none.npz", **data | {"y_test": np.full_like(data["y_test"], -1)})
+    code, text, err = pzsl(f"ablate --data none.npz --candidates uniform:0.3 --variants full --out b --seeds 1 --set epochs=1 {BY_HAND}")
+    assert code == 0 and "no picture: no test row has a known label" in err and "Picture:" not in text, err
     assert min(Image.open(tmp_path/"a"/"ablation.png").size) > 100
 
 

@@ -17,8 +17,8 @@ import yaml
 from scipy import stats
 
 from pzsl_nb import comparison, grid
-from pzsl_nb.compare import (compare_table, long_table, paired_values, plot_curves, plot_levels, rank_table, runs_table,
-                             setting_tables, write_comparison)
+from pzsl_nb.compare import (compare_table, long_table, missing_text, overall_text, paired_values, plot_curves, plot_levels,
+                             rank_table, runs_table, setting_tables, write_comparison)
 from pzsl_nb.comparison import Comparison, comparison_configs
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config
@@ -445,17 +445,48 @@ def test_every_data_set_has_its_curves(tmp_path):
     rows = [outcome(data, "uss", "cc", 0, H=.5, S=.5, U=.5) | {"curve": curve} for data in ("npz:a&b.npz", "npz:a b.npz")]
     write_comparison(rows, tmp_path)
     assert sorted(path.name for path in (tmp_path/"figures").glob("*.png")) == ["curves_a-b-2.png", "curves_a-b.png"]
+    more = [outcome(f"npz:{name}.npz", "uss", "cc", 0, H=.5, S=.5, U=.5) | {"curve": curve} for name in ("a&b", "a b", "a-b-2", "A-b")]
+    write_comparison(more, tmp_path)
+    assert len({path.name.lower() for path in (tmp_path/"figures").glob("*.png")}) == 4
 
 
 def test_where_no_run_has_worked_no_older_table_stays(done, folder, tmp_path):
     out = tmp_path/"out"
     (out/"figures").mkdir(parents=True)
-    for name in ("table.txt", "figures/ranks.png", ".DS_Store"): (out/name).touch()   # what a file manager leaves is no hindrance
+    for name in ("table.txt", "figures/ranks.png", ".DS_Store", ".my.own.notes"): (out/name).touch()   # hidden ones are no hindrance
+    (out/".a.b.c").mkdir()
     code, _, err = pzsl(folder, "--data", "npz:birds.npz", "--candidates", "hierarchical:0.3", "--methods", "cc", "--seeds", "1",
                         "--device", "cpu", "--out", str(out))
     assert code == 1 and "1 of 1 runs failed (birds-hierarchical-0.3-cc-0), the first with: " in err and "superclass" in err
     assert "no tables and figures" in err and not (out/"table.txt").exists() and not (out/"figures"/"ranks.png").exists()
+    assert {".DS_Store", ".my.own.notes", ".a.b.c"} < {path.name for path in out.iterdir()}
     with pytest.raises(PZSLError, match="no result yet"): write_report([out])
+
+
+def test_tables_go_when_others_can_be_written_and_no_sooner(tmp_path):
+    row = outcome("shapes", "uss", "cc", 0, H=.5)
+    for name in ("table.txt", "table.pdf"): (tmp_path/name).write_text("mine")
+    with pytest.raises(PZSLError, match="there are two rows of shapes uss 0 cc"): write_comparison([row, row], tmp_path)
+    assert (tmp_path/"table.txt").read_text() == (tmp_path/"table.pdf").read_text() == "mine"
+    write_comparison([row], tmp_path)
+    assert (tmp_path/"table.txt").read_text() != "mine" == (tmp_path/"table.pdf").read_text()
+
+
+def test_only_unseen_test_rows():
+    rows = [outcome("npz:x.npz", None, method, 0, U=value, T1=value) for method, value in {"cc": .5, "rc": .6}.items()]
+    assert list(overall_text(rows)["T1"]) == ["60.0", "50.0", "40.0"]
+    with pytest.raises(PZSLError, match="these rows hold no measure"): overall_text([outcome("npz:x.npz", None, "cc", 0)])
+
+
+def test_what_is_missing_is_counted_where_it_could_be():
+    "Four settings without an H, which nobody lacks; one with, of which one run of five seeds is there; and one method to come."
+    rows = [outcome("npz:x.npz", f"uniform:0.{k}", method, 0, disambiguation_accuracy=.5) for k in range(4) for method in ("cc", "rc")]
+    rows += [outcome("npz:y.npz", "uss", method, 0, H=.5, S=.5) for method in ("cc", "rc")]
+    assert "runs" not in overall_text(rows)
+    missing = [Config(data="npz:y.npz", candidates="uss", method=method, seed=seed) for method in ("cc", "rc") for seed in range(1, 5)]
+    assert list(overall_text(rows, missing)["runs"]) == ["1 of 5"]*3
+    assert "8 of 18 runs are missing" in missing_text(rows, missing) and "on the 1 of 5 candidate sets" in missing_text(rows, missing)
+    assert missing_text([], missing) == "All 8 runs are missing. "
 
 
 def test_a_report_says_what_is_missing_and_keeps_to_the_data_asked_for(folder, tmp_path):

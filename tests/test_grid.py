@@ -9,7 +9,7 @@ import pytest
 
 from pzsl_nb.core import PZSLError
 from pzsl_nb.experiment import Config, Outcome
-from pzsl_nb.grid import ABLATIONS, data_notes, read_grid, read_rows, run_ablation, run_grid
+from pzsl_nb.grid import ABLATIONS, data_note, read_grid, read_rows, run_ablation, run_grid
 from small_world import Stop
 
 
@@ -113,29 +113,43 @@ def test_rows_of_a_file_that_was_replaced_are_made_again(runs, tmp_path):
     run_ablation(config, [0, 1], path, variants=two, progress=False)
     assert len(runs) == 4
     file.write_bytes(b"new")
-    run_ablation(config, [0, 1], path, variants=two, progress=False)
+    with pytest.warns(UserWarning, match="holds 4 rows of the same runs on data that have changed"):
+        run_ablation(config, [0, 1], path, variants=two, progress=False)
     assert len(runs) == 8 and len({row["notes"]["sha256"] for row in read_rows(path)}) == 2
 
 
-def test_a_file_that_is_replaced_meanwhile(tmp_path):
-    file = tmp_path/"birds.npz"
-    for change in (lambda: file.write_bytes(b"new"), file.unlink):
-        file.write_bytes(b"old")
-        with pytest.raises(PZSLError, match=r"birds.npz: was replaced while runs were reading it.*--force"):
-            with data_notes([f"npz:{file}", "shapes"]) as notes:
-                assert len(notes[f"npz:{file}"]["sha256"]) == 64 and notes["shapes"] == {}
-                change()
+def test_a_file_that_is_replaced_meanwhile(monkeypatch, tmp_path):
+    "The rows before are kept, the one that may be of either file is not written, and the next call goes on."
+    file, path = tmp_path/"birds.npz", tmp_path/"rows.jsonl"
     file.write_bytes(b"old")
-    with pytest.raises(KeyError), data_notes([f"npz:{file}"]):   # what went wrong first is told
-        file.unlink()
-        raise KeyError
+    configs = [Config(data=f"npz:{file}", seed=seed) for seed in range(3)]
+    events = {0: file.touch, 1: lambda: file.write_bytes(b"new"), 2: file.unlink}   # touched: another time, the same bytes
+
+    class Meanwhile(Runs):
+        def __call__(self, config, **more):
+            if not len(self) > 1: events[config.seed]()
+            return super().__call__(config, **more)
+    monkeypatch.setattr("pzsl_nb.grid.run_experiment", made := Meanwhile())
+    with pytest.raises(PZSLError, match=r"birds.npz: was replaced while runs were reading it; rows of the old file are kept"):
+        run_grid(configs, path, notes=[data_note(configs[0].data)]*3, progress=False)
+    assert [row["config"]["seed"] for row in read_rows(path)] == [0] and len(made) == 2
+    rows = run_grid(configs, path, notes=[data_note(configs[0].data)]*3, progress=False)
+    assert len({row["notes"]["sha256"] for row in rows}) == 1 and len(read_rows(path)) == 4
+    made.clear()
+    with pytest.raises(PZSLError, match="birds.npz: was replaced"):
+        run_grid([dataclasses.replace(configs[2], lr=.5)], path, notes=[data_note(configs[0].data)], progress=False)
+    assert data_note("shapes") == data_note(f"folder:{tmp_path}") == {}
 
 
 def test_a_place_that_cannot_be_written_to_is_told_before_a_run(runs, tmp_path):
     (tmp_path/"file").touch()
     with pytest.raises(PZSLError, match="file: the folder cannot be made"):
         run_grid([Config()], tmp_path/"file"/"rows.jsonl", progress=False)
+    with pytest.raises(PZSLError, match="file: the folder cannot be made"):
+        run_grid([Config()], errors=tmp_path/"file"/"errors.jsonl", progress=False)
     assert not runs
+    run_grid([Config()], errors=tmp_path/"new"/"errors.jsonl", progress=False)
+    assert (tmp_path/"new").is_dir()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals have no masks there")
@@ -151,7 +165,6 @@ def test_ctrl_c_stays_away_from_processes_that_are_being_started():
         try:
             with _ctrl_c_waits():
                 signal.raise_signal(signal.SIGINT)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
                 raise EOFError("the process that was being started is gone")
         except KeyboardInterrupt: print("told as what it is")"""
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
