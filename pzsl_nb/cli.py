@@ -9,7 +9,7 @@ __all__ = ['app', 'Data', 'Candidates', 'Method', 'Seed', 'Device', 'Encoder', '
            'report', 'pretrain']
 
 # %% ../nbs/60_cli.ipynb #60-003
-import contextlib, csv, os, re, shlex, sys, warnings
+import contextlib, csv, os, shlex, sys, warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional, TYPE_CHECKING

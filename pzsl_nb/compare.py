@@ -461,13 +461,13 @@ def write_comparison(
 ) -> list[str]:               # notes on what could not be drawn
     "Tables and figures, as far as there are rows for them; those of an earlier report go."
     folder, notes = Path(folder), []
-    if not rows:
+    if rows: write_tables(rows, folder, missing)   # or a complaint, before anything is gone
+    else:
         for ending in TABLE_FORMS: (folder/f"table.{ending}").unlink(missing_ok=True)
-    runs = runs_table(rows) if rows else None
     for path in (folder/"figures").glob("*"):
         if re.fullmatch(r"\.?(ranks|levels_|curves_).*\.(png|pdf)", path.name): path.unlink()
     if not rows: return ["no run has come to its end, so there are no tables and figures"]
-    write_tables(rows, folder, missing)
+    runs = runs_table(rows)
     def draw(name: str, plot: Callable, *args) -> None: _save(plot(*args)[0].figure, folder/"figures"/name)
     ranked = [key for key in (main_measure(runs), "ausuc") if min(rank_table(paired_values(runs, key)).shape) >= 3]
     if ranked: draw("ranks", plot_ranks, rows, ranked)
