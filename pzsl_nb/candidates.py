@@ -109,7 +109,7 @@ def noisy(draw: Draw, q: float, eta: float) -> _Pairs:
 # %% ../nbs/02_candidates.ipynb #02-017
 def uss(draw: Draw) -> _Pairs:
     "Uniform over all sets that hold the truth, the full set redrawn (RC and CC, NeurIPS 2020); exact for every C."
-    rows, classes = pending = draw.rows[:0], draw.labels[:0]
+    rows, classes = draw.rows[:0], draw.labels[:0]
     todo = draw.rows
     while len(todo):
         again = Draw(draw.rng, draw.labels[todo], draw.n_seen, None, None, None, 1.)

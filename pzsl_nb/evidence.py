@@ -8,7 +8,7 @@ __all__ = ['DOUBT', 'FEWEST', 'Pictures', 'log_chance', 'Witnesses', 'Evidence',
 # %% ../nbs/35_evidence.ipynb #35-002
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np, torch, torch.nn.functional as F

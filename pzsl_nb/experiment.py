@@ -18,7 +18,7 @@ import numpy as np, scipy, sklearn, sklearn.metrics, torch
 from torch import Tensor
 
 import pzsl_nb
-from .methods import METHODS, method_settings, unread_settings
+from .methods import method_settings, unread_settings
 from .core import (PZSLError, atomic_path, content_hash, html_table, listing, patch_to, peak_memory_mb,
                           pick_device, processes, read_json, read_npz, write_json)
 from .disambiguation import clip_prior

@@ -11,11 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np, torch
 
 from .core import PZSLError, listing
 from .task import CandidateSets
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% ../nbs/11_images.ipynb #11-005
 def class_words(

@@ -6,7 +6,7 @@
 __all__ = ['Adapter', 'CLIPPZSLModel']
 
 # %% ../nbs/33_model.ipynb #33-002
-import torch, torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from .mining import SemanticMining, unit_rows, visual_prototypes

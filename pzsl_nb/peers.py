@@ -8,7 +8,7 @@ __all__ = ['SharedOffset', 'TipAdapter']
 # %% ../nbs/46_peers.ipynb #46-002
 from typing import Any
 
-import torch, torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from .core import rows_at_once

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pzsl_nb
-from .core import PZSLError, atomic_path, content_hash, progress_bar, read_json, seed_everything, write_json
-from .encoders import EMBEDDED, TEMPLATES, VOCABULARY, Encoder, label_features, quiet_logging
+from .core import PZSLError, atomic_path, content_hash, progress_bar, seed_everything, write_json
+from .encoders import TEMPLATES, VOCABULARY, Encoder, label_features, quiet_logging
 from .shapes import WORDS, class_name, default_split, render
 
 # %% ../nbs/22_pretraining.ipynb #22-006

@@ -6,7 +6,7 @@
 __all__ = ['write_world', 'measure_epoch', 'measure_world', 'main']
 
 # %% ../nbs/58_scale.ipynb #58-003
-import json, os, subprocess, sys, tempfile, time
+import json, subprocess, sys, tempfile, time
 from pathlib import Path
 from typing import Annotated, Any, Optional
 

@@ -7,7 +7,7 @@ __all__ = ['SOURCES', 'FEATURES', 'DEFAULT_RULE', 'Reading', 'find_encoder', 'en
            'read_source', 'open_task', 'load_task']
 
 # %% ../nbs/23_sources.ipynb #23-003
-import dataclasses, difflib, json, os
+import difflib, json, os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

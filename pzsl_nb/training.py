@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import PZSLError, atomic_path, pick_device, processes, progress_bar, seed_everything
+from .core import PZSLError, atomic_path, pick_device, processes, progress_bar
 from .loss import Batch, at_candidates
 
 # %% ../nbs/34_training.ipynb #34-005

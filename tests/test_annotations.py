@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pzsl_nb.annotations import apply_descriptions, described, read_csv
-from pzsl_nb.core import PZSLError
 from pzsl_nb.images import PictureSet, class_words, normalise_name
 from test_images import loads_or_refuses, put, quick, refuses, sets, spoiled
 

@@ -106,6 +106,20 @@ def test_keeps_the_walls(module):
     assert rules.broken_walls(module.stem, module.read_text(encoding="utf-8")) == []
 
 
+def lint(*paths: Path) -> list[str]:
+    "What ruff, set up in pyproject.toml, has to say of files or folders."
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise"]
+    done = subprocess.run([*command, "--config", ROOT / "pyproject.toml", *paths], capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    return [line for line in done.stdout.splitlines() if re.search(r":\d+:\d+: ", line)]
+
+
+def test_no_name_is_unused_or_unknown(tmp_path):
+    assert lint(ROOT / "pzsl_nb", ROOT / "nbs", ROOT / "tests", ROOT / ".ci") == []
+    (tmp_path / "planted.py").write_text("import os\ndef f():\n    x = 1\n    return y\n")
+    assert [re.search(r"F\d+", line)[0] for line in lint(tmp_path)] == ["F401", "F841", "F821"]
+
+
 # Export, cleaning, README, packaging
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pandas
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pzsl_nb.core import PZSLError
 from pzsl_nb.encoders import EMBEDDED, label_features, load_encoder

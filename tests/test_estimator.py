@@ -284,7 +284,7 @@ def test_names_that_leave_a_doubt(candidates, names, told):
 @pytest.mark.parametrize("wrong", [{"trust": "half"}, {"trust": 3.}, {"words": "some"}, {"pictures": None}, {"gamma": np.nan},
                                    {"unseen": -1.}])
 def test_a_setting_that_is_no_number(wrong):
-    name, value = *wrong, *wrong.values()
+    [name] = wrong
     with pytest.raises(PZSLError, match=f"{name}: .*cannot be used; give a number.*, or auto"): fit(estimator(**wrong))
 
 

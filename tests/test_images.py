@@ -1,7 +1,6 @@
 """Names, picture sets and folders: what a folder gives, and that nothing but a PZSLError comes out of a bad one."""
 import os
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest

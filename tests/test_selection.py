@@ -4,7 +4,6 @@ import warnings
 import pytest
 import torch
 
-from pzsl_nb.candidates import make_candidates
 from pzsl_nb.core import PZSLError
 from pzsl_nb.disambiguation import clip_prior, uniform_prior
 from pzsl_nb.evidence import gather_evidence
