@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRUSTS', 'credit', 'estimated_curve', 'plateau_gamma', 'Fold', 'rehearsals', 'rehearsal_sets', 'score_rows',
-           'named_by', 'Choice', 'clearly_better', 'choose']
+           'named_by', 'exponential_mean', 'Choice', 'clearly_better', 'choose']
 
 # %% ../nbs/41_selection.ipynb #41-002
-import dataclasses, warnings
+import dataclasses, math, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +148,18 @@ def named_by(
     return dataclasses.replace(top, unseen_class=other.unseen_class)
 
 
+def exponential_mean(
+    table: Sequence[dict[str, Any]],  # options: trust, gamma, frozen_naming, and their estimated `ausuc`, or `S`
+    nearly: float = .01,  # what is this much behind the best weighs 1/e of it
+) -> dict[str, Any]:      # trust (to the hundredth), gamma, frozen_naming
+    "The mean of the options, weighted exponentially by what they are estimated to reach."
+    worth = [row.get("ausuc", row.get("S")) for row in table]
+    weights = [math.exp((value - max(worth))/nearly) for value in worth]
+    def mean(key): return sum(weight*row.get(key, 0.) for weight, row in zip(weights, table))/sum(weights)
+    return {"trust": round(mean("trust"), 2) if len(table) > 1 else table[0]["trust"], "gamma": mean("gamma"),
+            "frozen_naming": mean("frozen_naming") >= .5}
+
+
 @dataclass(frozen=True)
 class Choice:
     "What was chosen by rehearsal, and the table it was chosen from."
@@ -216,7 +228,7 @@ def choose(
     strict: bool = False,    # give up as soon as training does not clearly name unseen classes better than frozen CLIP
     agree: Callable[[bool], bool] = bool,  # makes one verdict of those of all processes
 ) -> Choice | None:          # None: given up
-    "Trust and gamma with the best estimated seen-unseen curve."
+    "Trust and gamma by what estimated seen-unseen curves say of them."
     folds, watch = rehearsals(sets, evidence.beliefs, seen, count, seed), _Watch(x, label_features, trusts)
     checks = sum(len(fold.check) for fold in folds)
     if not folds or sum(fold.share_unseen*len(fold.check) for fold in folds) == checks:   # none, or one side only
@@ -234,6 +246,6 @@ def choose(
         share = sum(fold.share_unseen*len(fold.check) for fold in folds[:k])/len(rows)
         if strict and not 0 < share < 1: return None
         table = watch.table(lambda labels: credit(labels, checked, mass), share, naming, errors=2. if last else 1.)
-        best = max(table, key=lambda row: row.get("ausuc", row.get("S")))
-        if strict and agree(best["frozen_naming"]): return None
-    return Choice(best["trust"], best["gamma"], unseen, best.get("frozen_naming", False), tuple(table))
+        found = exponential_mean(table)
+        if strict and agree(found["frozen_naming"]): return None
+    return Choice(**found, unseen=unseen, table=tuple(table))

@@ -1,4 +1,5 @@
 "Rehearsal: what it may not see, and tasks that leave little to rehearse with."
+import math
 import warnings
 
 import pytest
@@ -9,8 +10,8 @@ from pzsl_nb.disambiguation import clip_prior, uniform_prior
 from pzsl_nb.evidence import gather_evidence
 from pzsl_nb.metrics import Curve, TopScores
 from pzsl_nb.model import CLIPPZSLModel
-from pzsl_nb.selection import (TRUSTS, choose, clearly_better, credit, estimated_curve, plateau_gamma, rehearsal_sets,
-                               rehearsals)
+from pzsl_nb.selection import (TRUSTS, choose, clearly_better, credit, estimated_curve, exponential_mean, plateau_gamma,
+                               rehearsal_sets, rehearsals)
 from pzsl_nb.task import CandidateSets
 from small_world import World
 
@@ -128,8 +129,9 @@ def test_what_a_rehearsal_is_given():
 
 def test_no_unseen_classes():
     found = chosen(World(9, 0))
-    best = max(found.table, key=lambda row: row["S"])
-    assert (found.trust, found.gamma) == (best["trust"], 0)
+    weights = [math.exp(100*row["S"]) for row in found.table]
+    assert found.trust == pytest.approx(sum(w*trust for w, trust in zip(weights, TRUSTS))/sum(weights), abs=.005)
+    assert found.gamma == 0 and not found.frozen_naming
 
 
 @pytest.mark.parametrize("seen", [2, 3])
@@ -143,11 +145,52 @@ def test_too_few_seen_classes(seen):
         assert chosen(World(seen, 0), train).trust == 1.   # nothing is lost, nothing is said
 
 
-def test_the_best_row_of_the_table_is_chosen():
+def test_the_choice_is_the_mean_of_the_table():
     found = chosen(World(9, 3))
-    best = max(found.table, key=lambda row: row["ausuc"])
-    assert (found.trust, found.gamma) == (best["trust"], best["gamma"])
+    weights, best = [math.exp(100*row["ausuc"]) for row in found.table], max(found.table, key=lambda row: row["ausuc"])
+    trust, gamma = (sum(w*row[key] for w, row in zip(weights, found.table))/sum(weights) for key in ("trust", "gamma"))
+    assert found.trust == pytest.approx(trust, abs=.005) and found.gamma == pytest.approx(gamma)
+    assert min(abs(trust - .5), abs(trust - best["trust"])) > .02   # neither the plain mean nor the largest
     assert [row["trust"] for row in found.table] == [*TRUSTS]
+
+
+def table_of(areas, frozen=(True, True, False, False, False)):
+    return [{"trust": trust, "ausuc": area, "gamma": 1 + 3*trust**2, "frozen_naming": naming}
+            for trust, area, naming in zip(TRUSTS, areas, frozen)]
+
+
+@pytest.mark.parametrize("areas, trust, gamma", [
+    ((.5, .5, .5, .5, .5), .5, 1 + 3*.375),      # nothing is known: the middle
+    ((.1, .2, .3, .4, .9), 1., 4.),              # one is far ahead
+    ((.9, .4, .3, .2, .1), 0., 1.),
+    ((.3, .3, 0., 0., 0.), .125, 1 + 3/32),      # two share the lead: between them
+    ((.3, .3 - .01, 0., 0., 0.), .25/(1 + math.e), 1 + 3/16/(1 + math.e)),   # a point behind weighs 1/e
+], ids=str)
+def test_the_mean_of_some_options(areas, trust, gamma):
+    found = exponential_mean(table_of(areas))
+    assert found["trust"] == pytest.approx(trust, abs=.0051) and found["trust"] == round(found["trust"], 2)
+    assert found["gamma"] == pytest.approx(gamma, abs=1e-6)
+
+
+def test_how_near_counts_as_near():
+    hard, soft = (exponential_mean(table_of((.3, .32, .3, .3, .3)), nearly)["trust"] for nearly in (1e-3, 10.))
+    assert (hard, soft) == (.25, .5)
+
+
+@pytest.mark.parametrize("frozen, kept", [
+    ((True, False, True, False, True), True),    # the middle is where trust comes out, but the others have a vote
+    ((True, True, False, True, True), True), ((False, False, True, False, False), False),
+    ((True, False, False, False, True), False)], ids=str)
+def test_options_vote_on_naming_by_their_weight(frozen, kept):
+    assert exponential_mean(table_of([.5]*5, frozen))["frozen_naming"] == kept
+    assert exponential_mean(table_of([.5, 0., 0., 0., .5], (True, False, False, False, False)))["frozen_naming"]   # a tie
+
+
+def test_the_mean_of_one_option_is_that_option():
+    for row in ({"trust": .333, "ausuc": .4, "gamma": 1.5, "frozen_naming": True}, {"trust": .75, "S": .4, "gamma": 0.}):
+        expected = {"trust": row["trust"], "gamma": row["gamma"], "frozen_naming": row.get("frozen_naming", False)}
+        assert exponential_mean([row]) == expected
+    assert chosen(World(9, 3), trusts=(.333,)).trust == .333
 
 
 def test_frozen_clip_keeps_the_word_among_unseen_classes():
