@@ -221,7 +221,7 @@ def choose(
     seen: Tensor,            # (C,) bool
     evidence: Evidence,      # about the sets
     unseen: float = 0.,      # weight of the loss's second term, to be noted
-    trusts: Sequence[float] = TRUSTS,     # to choose from
+    trusts: Sequence[float] = TRUSTS,     # to take the mean of
     count: int = 2,          # folds
     seed: int = 0,           # of the folds
     naming: str = "auto",    # what tells unseen classes apart: "trained", "frozen", or "auto": what rehearsal shows
