@@ -52,7 +52,10 @@ def test_runs_in_jupyterlab(browser, lab, tmp_path):
     file, book = tmp_path / "page.ipynb", nbformat.read(ROOT / "nbs" / "tutorials" / "add_a_method.ipynb", 4)
     for cell in book.cells: cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
     nbformat.write(book, file)
-    code = lambda: [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
+    def code():
+        "The code cells that JupyterLab has saved; none while it is writing the file."
+        try: return [cell for cell in nbformat.read(file, 4).cells if cell.cell_type == "code"]
+        except nbformat.reader.NotJSONError: return []
     page = browser.new_page()
     page.goto(lab)
     page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=120_000)
@@ -62,6 +65,6 @@ def test_runs_in_jupyterlab(browser, lab, tmp_path):
     for _ in range(90):   # a cell out of sight is not in the page; the file that JupyterLab saves has them all
         page.wait_for_timeout(2000)
         page.keyboard.press("Control+s")
-        if all(cell.execution_count for cell in code()): break
-    assert all(cell.execution_count for cell in code()), "not all cells were run"
-    assert code()[-1].outputs and not [o for cell in code() for o in cell.outputs if o.output_type == "error"]
+        if (cells := code()) and all(cell.execution_count for cell in cells): break
+    assert cells and all(cell.execution_count for cell in cells), "not all cells were run"
+    assert cells[-1].outputs and not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
