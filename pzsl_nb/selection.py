@@ -152,7 +152,7 @@ def exponential_mean(
     table: Sequence[dict[str, Any]],  # options: trust, gamma, frozen_naming, and their estimated `ausuc`, or `S`
     nearly: float = .01,  # what is this much behind the best weighs 1/e of it
 ) -> dict[str, Any]:      # trust (to the hundredth), gamma, frozen_naming
-    "The mean of the options, weighted exponentially by what they are estimated to reach."
+    "Mean of the options, weighted exponentially by their estimates (as in Leung and Barron, IEEE Trans. IT 2006)."
     worth = [row.get("ausuc", row.get("S")) for row in table]
     weights = [math.exp((value - max(worth))/nearly) for value in worth]
     def mean(key): return sum(weight*row.get(key, 0.) for weight, row in zip(weights, table))/sum(weights)

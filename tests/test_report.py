@@ -140,6 +140,9 @@ def test_several_runs_and_a_comparison(place, tmp_path, visit):
     assert cli.main(words.split()) == 0
     text = (tmp_path/"r.html").read_text()
     assert "Over all settings" in text and text.count("<section") == 2
+    compared = re.findall("<h3>(.*?)</h3>", text[text.index("Over all settings") - 4:])
+    assert compared[:2] == ["Over all settings (data x rule)", "Figures"]   # looked at before it is read on
+    assert len(compared) > 3 and compared[-1] == "What was run"
     assert visit(tmp_path/"r.html").title() == "2 runs"
     write_report([tmp_path/"grid"])
     cli._check_comparison(tmp_path/"grid")   # a report in its folder does not stop a comparison from going on
