@@ -24,10 +24,9 @@ from .task import CandidateSets
 @dataclass(frozen=True)
 class CandidateNLL:
     "Minus log of the probability that some candidate is the true class (CC, NeurIPS 2020, eq. 8)."
-    unseen = False   # unseen labels play no part in the loss, so a step leaves them out
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, mean over the batch, in nats
-        "The loss of a batch, called as the two terms are."
+        "The loss of a batch, called as `partial_zero_shot_loss` is."
         logits, local_row = batch.logits, batch.local_row
         log_p = seen_log_probabilities(logits, batch.seen)[local_row, batch.classes]
         top = log_p.detach().new_full((len(logits),), -torch.inf).scatter_reduce(0, local_row, log_p.detach(), "amax")
@@ -38,7 +37,7 @@ class CandidateNLL:
 @dataclass(frozen=True)
 class RiskConsistent:
     "Cross-entropy weighted by the model's opinion after the step (RC, NeurIPS 2020, eq. 9)."
-    unseen, rate = False, .5   # half of the learning rate: weights by the model's own opinion run away at the full one
+    rate = .5   # half of the learning rate: weights by the model's own opinion run away at the full one
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss` in nats
         "Weighted cross-entropy, mean over the batch."
@@ -111,7 +110,6 @@ class AverageLoss:
     k: float = .7         # above 0; towards 0 it becomes cross-entropy
     factor: float = 1.    # of the loss
     rate: float = .5      # of the learning rate
-    unseen = False
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:  # `loss`, from 0 to factor/k
         "The average over candidates, mean over the batch."
@@ -132,7 +130,7 @@ def weights_over_epochs(
     "The weight of every candidate after each epoch of a training without rehearsal."
     kept = []
     est = CLIPPZSL(**{"logit_scale": 20., "lr": 3e-3, "inner": 32, "device": "cpu", "trust": 1., "gamma": 0.,
-                      "unseen": 0., "epochs": epochs} | settings)
+                      "epochs": epochs} | settings)
     est.fit(x, sets, label_features, seen=seen,
             on_epoch=lambda trainer: kept.append(trainer.beliefs.weights.to("cpu", copy=True)) or {})
     return torch.stack(kept)

@@ -218,10 +218,7 @@ def _say_choice(est: "CLIPPZSL") -> str:
     chosen = f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
     if est.naming != "auto" or est.seen_.all(): return chosen
     by = "frozen CLIP" if choice.frozen_naming else "what was learned"
-    told = f"{chosen}\nUnseen classes are told apart by {by}"
-    own = est.objective is None and est.architecture is None and est.unseen == "auto" and est.epochs
-    held = f"a weight of {choice.unseen:.2f}" if choice.unseen else "no weight"
-    return f"{told}; in training, frozen CLIP's opinion of them had {held}." if own else f"{told}."
+    return f"{chosen}\nUnseen classes are told apart by {by}."
 
 
 def _tell(outcome: "Outcome", figures: bool) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['Comparison', 'comparison_configs', 'default_jobs', 'run_comparison', 'read_comparison']
 
 # %% ../nbs/55_comparison.ipynb #55-003
-import contextlib, difflib, os, re, warnings
+import contextlib, os, re, warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from .methods import METHODS, unread_settings
 from .candidates import parse_rule
 from .compare import write_comparison
-from .core import PZSLError, atomic_path, listing, pick_device, read_json, write_json
+from .core import PZSLError, atomic_path, known_instead, pick_device, read_json, write_json
 from .experiment import Config, reading
 from .grid import data_note, latest_rows, read_grid, rows_of_others, run_grid
 from .sources import DEFAULT_RULE, open_task, parse_source
@@ -112,11 +112,8 @@ def _yaml_text(value: Any) -> str:
 
 def _nearest(thing: str, word: Any, known: Iterable[str]) -> None:
     "Complain of a word that is not known."
-    known = list(known)
-    if word in known: return
-    close = difflib.get_close_matches(str(word), known, 1)
-    hint = f"did you mean {close[0]}?" if close else f"use some of {listing(known, 30)}"
-    raise PZSLError(f"{thing} {str(word)!r} is not known; {hint}")
+    known = [*known]
+    if word not in known: raise PZSLError(f"{thing} {str(word)!r} is not known; {known_instead(word, known)}")
 
 # %% ../nbs/55_comparison.ipynb #55-009
 def _sources(comparison: Comparison, cache_dir: str | Path | None, device: str) -> dict[str, tuple]:

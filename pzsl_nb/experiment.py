@@ -8,7 +8,7 @@ __all__ = ['RUN_FILES', 'LABEL_COLUMNS', 'Config', 'make_estimator', 'Watcher', 
            'read_coverage', 'read_trajectories', 'read_images', 'cleaned_labels', 'evidence_text', 'results_table']
 
 # %% ../nbs/50_experiment.ipynb #50-002
-import contextlib, csv, dataclasses, difflib, json, math, os, platform, re, shutil, tempfile, time
+import contextlib, csv, dataclasses, json, math, os, platform, re, shutil, tempfile, time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ from torch import Tensor
 
 import pzsl_nb
 from .methods import method_settings, unread_settings
-from .core import (PZSLError, atomic_path, content_hash, html_table, listing, patch_to, peak_memory_mb,
-                          pick_device, processes, read_json, read_npz, write_json)
+from .core import (PZSLError, atomic_path, content_hash, html_table, known_instead, listing, patch_to,
+                          peak_memory_mb, pick_device, processes, read_json, read_npz, write_json)
 from .disambiguation import clip_prior
 from .estimator import CLIPPZSL, RANGES
 from .metrics import (TopScores, belief_entropy, covering_rate, disambiguation_accuracy,
@@ -41,8 +41,6 @@ class Config:
     lr: float = 2e-3                 # highest learning rate of AdamW
     weight_decay: float = 1e-2       # of AdamW
     batch_size: int = 384            # images; at most a seventh of all
-    cross_entropy: float = 1.        # weight of the loss's term (a)
-    unseen: float | str = "auto"     # weight of term (b); auto: by evidence and rehearsal
     words: float | str = "auto"      # power of frozen CLIP's probabilities as a witness; auto: fitted
     pictures: float | str = "auto"   # the same of other images; 0: they are not asked
     apprentice: float | str = "auto" # the same of a model trained on other images; 0: none is
@@ -93,10 +91,7 @@ class Config:
         "A configuration from plain values; an unknown key is an error that names the nearest known one."
         known = [item.name for item in dataclasses.fields(cls)]
         for key in values:
-            if key in known: continue
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"use one of {listing(known, 30)}"
-            raise PZSLError(f"config: {key!r} is not a setting; {hint}")
+            if key not in known: raise PZSLError(f"config: {key!r} is not a setting; {known_instead(key, known)}")
         return cls(**values)
 
     def plain(self) -> dict[str, Any]:
@@ -313,7 +308,7 @@ def measure(
     x, sets = task.features[rows], task.candidates.select(rows)
     for row, trust in ((metrics, None), (zero_shot, 0.)):   # known without any truth
         row["covering_rate"] = covering_rate(est.top_scores(x, trust).seen_class, sets)
-    choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "unseen", "frozen_naming")}
+    choice = {key: getattr(est.choice_, key) for key in ("trust", "gamma", "frozen_naming")}
     row = {"method": config.method, "data": config.data, "candidates": config.candidates or "default",
            "seed": config.seed, "metrics": metrics, "zero_shot": zero_shot, "choice": choice, "task": task.facts(),
            "witnesses": est.witnesses_ and vars(est.witnesses_), "curve": _compact_curve(top, task)}

@@ -274,8 +274,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no cross-attention": {"cross_attention": False},
     "no mining": {"self_attention": False, "cross_attention": False},
     "no adapter": {"adapter": False},
-    "no unseen term": {"unseen": 0.},
-    "full unseen term": {"unseen": 1.},
     "no words": {"words": 0.},
     "no pictures": {"pictures": 0.},
     "no apprentice": {"apprentice": 0.},

@@ -54,8 +54,6 @@ def method_settings(
 def unread_settings(
     name: str,  # a key of METHODS
 ) -> list[str]:
-    "Settings that would change nothing: a method has a value of its own, or a loss or model that never looks at them."
+    "Settings that would change nothing: those that the method fixes, and those that its own model never looks at."
     fixed = method_settings(name)
-    own_loss = ["cross_entropy", "unseen"]*("objective" in fixed)
-    own_model = ["adapter", "self_attention", "cross_attention", "inner", "heads"]*("architecture" in fixed)
-    return [*fixed, *own_loss, *own_model]
+    return [*fixed, *["adapter", "self_attention", "cross_attention", "inner", "heads"]*("architecture" in fixed)]

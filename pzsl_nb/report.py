@@ -185,7 +185,8 @@ def _draw_loss(run: FinishedRun) -> Any:
     table = pd.DataFrame(run.estimator.history_).astype(float).set_index("epoch")
     watched = ["settled", "seconds", "entropy", "flips", "disambiguation_accuracy"]
     table = table.drop(columns=watched, errors="ignore").rename(columns=lambda name: name.replace("_", "-"))
-    ax = table.plot(ax=plt.subplots(figsize=(4.6, 2.8))[1], title="loss and its terms", color=PALETTE, marker=".")
+    title = "loss" if table.shape[1] == 1 else "loss and its terms"
+    ax = table.plot(ax=plt.subplots(figsize=(4.6, 2.8))[1], title=title, color=PALETTE, marker=".")
     ax.xaxis.get_major_locator().set_params(integer=True)
     return ax
 

@@ -23,18 +23,17 @@ class StepLabels(NamedTuple):
 
 # %% ../nbs/36_sampling.ipynb #36-007
 class LabelSampler:
-    "The labels of each step: all, where they are few; only the seen ones, where the loss wants no others; or a draw."
+    "The seen labels of each step, all or a draw, and what the mining block looks at, which can be unseen labels too."
     def __init__(
         self,
         seen: Tensor,           # (C,) bool
-        negatives: int = 1024,  # seen labels beside the candidates that a step compares with, and as many unseen ones
+        negatives: int = 1024,  # seen labels beside the candidates that a step compares with
         seed: int = 0,          # the draw of a step depends on this, the number of the step and the kind of device
         looked_at: int = 256,   # labels, and prototypes, that the mining block looks at
-        unseen: bool = True,    # False: the loss has no use for unseen labels; the mining block still looks at them
     ):
-        self.seen, self.negatives, self.seed, self.looked_at, self.unseen = seen, negatives, seed, looked_at, unseen
-        mine, others = int(seen.sum()), int((~seen).sum())*unseen
-        self.all_seen, self.few = mine == len(seen), max(mine, others) <= negatives   # few: no batch needs a draw
+        self.seen, self.negatives, self.seed, self.looked_at = seen, negatives, seed, looked_at
+        mine = int(seen.sum())
+        self.all_seen, self.few = mine == len(seen), max(mine, len(seen) - mine) <= negatives   # few: nothing is drawn
         self.fixed: tuple[Tensor, Tensor] | None = None   # numbers of the seen labels; (C,) column of each among them
 
     def _draw(self, pool: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -47,19 +46,19 @@ class LabelSampler:
         self,
         classes: Tensor,  # (m,) int64, candidates of the batch
         step: int,        # number of the step in the whole training
-    ) -> StepLabels | None:  # None: all labels, which are few enough
+    ) -> StepLabels | None:  # None: all labels, which are seen and few
         "The labels of this step."
-        if self.few and (self.unseen or self.all_seen): return None
-        if self.few:
+        if self.few and self.all_seen: return None
+        if self.few:   # also few enough to be looked at, all of them
             if self.fixed is None: self.fixed = self.seen.nonzero()[:, 0], self.seen.cumsum(0) - 1
             return StepLabels(self.fixed[0], self.fixed[1].index_select(0, classes))
         inside = torch.zeros_like(self.seen).index_fill_(0, classes, True)
-        outside, others = self.seen & ~inside, ~self.seen & self.unseen
+        outside = self.seen & ~inside
         count = int(outside.sum())
         mixed = np.random.SeedSequence([self.seed, step]).generate_state(1)[0]   # a generator heeds 32 bits only
         generator = torch.Generator(classes.device).manual_seed(int(mixed))
-        drawn, unseen = (self._draw(pool, self.negatives, generator) for pool in (outside, others))
-        ids = torch.cat([inside.nonzero()[:, 0], drawn, unseen]).sort().values
+        drawn = self._draw(outside, self.negatives, generator)
+        ids = torch.cat([inside.nonzero()[:, 0], drawn]).sort().values
         correction = torch.zeros(len(self.seen), device=classes.device)
         correction[drawn] = math.log(max(count, 1)/max(len(drawn), 1))
         every = torch.ones_like(self.seen)

@@ -59,7 +59,7 @@ def measure_epoch(
         opened = time.perf_counter()
         task = load_task(f"safetensors:{path}", cache_dir=cache)
         again = time.perf_counter()
-    est = CLIPPZSL(epochs=1, trust=1., gamma=0., unseen=1., negatives=negatives, batch_size=batch_size, device=device)
+    est = CLIPPZSL(epochs=1, trust=1., gamma=0., negatives=negatives, batch_size=batch_size, device=device)
     est.fit(task.features, task.candidates, task.label_features, seen=task.seen, fingerprint="world")
     row, n, where = est.history_[-1], len(task.features), pick_device(device)
     gpu = {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated(where)/2**20} if where.type == "cuda" else {}

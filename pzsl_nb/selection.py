@@ -165,7 +165,6 @@ class Choice:
     "What was chosen by rehearsal, and the table it was chosen from."
     trust: float = 1.    # 0: frozen CLIP, 1: all that was learned
     gamma: float = 0.    # taken off the scores of seen classes
-    unseen: float = 0.   # weight of the loss's second term in training
     frozen_naming: bool = False  # unseen classes are told apart by frozen CLIP
     table: tuple[dict[str, float], ...] = ()  # for every trust: its estimated area, H, gamma; frozen naming?
 
@@ -173,44 +172,33 @@ class Choice:
 def clearly_better(
     one: Tensor,    # (n,) credits
     other: Tensor,  # (n,) credits of the same rows
-    errors: float = 2.,  # standard errors of the mean difference that it takes
 ) -> bool:
-    "Whether the mean difference is more than so many of its standard errors."
+    "Whether the mean difference is more than two of its standard errors."
     gain = one - other
-    return bool(gain.mean() > errors*gain.std()/len(gain)**.5)
+    return bool(gain.mean() > 2*gain.std()/len(gain)**.5)
 
 
-class _Watch:
-    "What rehearsals leave behind: for every trust, the best classes of the rows that a fold checks on."
-    def __init__(self, x: Tensor, label_features: Tensor, trusts: Sequence[float]):
-        self.x, self.t = x, label_features
-        self.trusts = trusts
-        self.tops: dict[float, list[TopScores]] = {trust: [] for trust in (*trusts, 0.)}
+def _look(fold: Fold, model: Any, x: Tensor, label_features: Tensor, trusts: Sequence[float]) -> dict[float, TopScores]:
+    "For every trust, and for frozen CLIP, the best classes of the rows that a fold checks on."
+    t, names, check, tops = label_features[fold.classes], fold.classes.cpu(), x[fold.check.to(x.device)], {}
+    for trust in {*trusts, 0.}:
+        top = score_rows(model, check, t, fold.seen[fold.classes], trust)
+        best = {key: torch.where(getattr(top, key) < 0, -1, names[getattr(top, key)])
+                for key in ("seen_class", "unseen_class")}
+        tops[trust] = dataclasses.replace(top, **best)
+    return tops
 
-    def look(self, fold: Fold, model: Any) -> None:
-        "Look at the fold's model."
-        t, names, check = self.t[fold.classes], fold.classes.cpu(), self.x[fold.check.to(self.x.device)]
-        for trust, parts in self.tops.items():
-            top = score_rows(model, check, t, fold.seen[fold.classes], trust)
-            best = {key: torch.where(getattr(top, key) < 0, -1, names[getattr(top, key)])
-                    for key in ("seen_class", "unseen_class")}
-            parts.append(dataclasses.replace(top, **best))
 
-    def table(self, value: Callable[[Tensor], Tensor], share_unseen: float, naming: str,
-              errors: float = 2.) -> list[dict[str, float]]:
-        "Every trust with its estimated area, H and gamma; with no class playing unseen, its estimated accuracy."
-        rows, frozen = [], TopScores.cat(self.tops[0.])
-        for trust in self.trusts:
-            top = TopScores.cat(self.tops[trust])
-            if share_unseen:
-                better = clearly_better(value(top.unseen_class), value(frozen.unseen_class), errors)
-                kept = naming == "frozen" or naming == "auto" and not better
-                curve = estimated_curve(named_by(top, frozen) if kept else top, value, share_unseen)
-                gamma, H = plateau_gamma(curve, max(.01, 1/(share_unseen*len(top))))   # or what one row moves
-                found = {"ausuc": area(curve), "H": H, "gamma": gamma, "frozen_naming": kept}
-            else: found = {"S": float(value(top.seen_class).mean()), "gamma": 0.}
-            rows.append({"trust": trust} | found)
-        return rows
+def _option(trust: float, tops: dict[float, TopScores], value: Callable[[Tensor], Tensor], share_unseen: float,
+            naming: str) -> dict[str, Any]:
+    "A trust with its estimated area, H and gamma; with no class playing unseen, with its estimated accuracy."
+    top, frozen = tops[trust], tops[0.]
+    if not share_unseen: return {"trust": trust, "S": float(value(top.seen_class).mean()), "gamma": 0.}
+    better = clearly_better(value(top.unseen_class), value(frozen.unseen_class))
+    kept = naming == "frozen" or naming == "auto" and not better
+    curve = estimated_curve(named_by(top, frozen) if kept else top, value, share_unseen)
+    gamma, H = plateau_gamma(curve, max(.01, 1/(share_unseen*len(top))))   # or what one row moves
+    return {"trust": trust, "ausuc": area(curve), "H": H, "gamma": gamma, "frozen_naming": kept}
 
 # %% ../nbs/41_selection.ipynb #41-025
 def choose(
@@ -220,32 +208,24 @@ def choose(
     label_features: Tensor,  # (C, d)
     seen: Tensor,            # (C,) bool
     evidence: Evidence,      # about the sets
-    unseen: float = 0.,      # weight of the loss's second term, to be noted
     trusts: Sequence[float] = TRUSTS,     # to take the mean of
     count: int = 2,          # folds
     seed: int = 0,           # of the folds
     naming: str = "auto",    # what tells unseen classes apart: "trained", "frozen", or "auto": what rehearsal shows
-    strict: bool = False,    # give up as soon as training does not clearly name unseen classes better than frozen CLIP
-    agree: Callable[[bool], bool] = bool,  # makes one verdict of those of all processes
-) -> Choice | None:          # None: given up
+) -> Choice:
     "Trust and gamma by what estimated seen-unseen curves say of them."
-    folds, watch = rehearsals(sets, evidence.beliefs, seen, count, seed), _Watch(x, label_features, trusts)
-    checks = sum(len(fold.check) for fold in folds)
-    if not folds or sum(fold.share_unseen*len(fold.check) for fold in folds) == checks:   # none, or one side only
-        if strict: return None
+    folds = rehearsals(sets, evidence.beliefs, seen, count, seed)
+    rows = torch.cat([fold.check for fold in folds]) if folds else torch.zeros(0, dtype=torch.int64)
+    playing = sum(fold.share_unseen*len(fold.check) for fold in folds)
+    if playing > len(rows) - 1e-3:   # no folds, or all rows are believed to show classes playing unseen
         if (~seen).any():
             warnings.warn(f"{int(seen.sum())} seen classes and {len(sets)} images are too few to rehearse with: "
                           f"trust {trusts[-1]:g}, gamma 0")
-        return Choice(trust=trusts[-1], unseen=unseen, frozen_naming=naming == "frozen")
-    for k, fold in enumerate(folds, 1):
-        watch.look(fold, train(fold, rehearsal_sets(sets, fold), seed + k - 1))
-        last = k == len(folds)
-        if not last and not strict: continue
-        rows = torch.cat([fold.check for fold in folds[:k]])
-        checked, mass = sets.select(rows), (evidence.beliefs*evidence.coverage[sets.rows])[sets.positions(rows)[0]]
-        share = sum(fold.share_unseen*len(fold.check) for fold in folds[:k])/len(rows)
-        if strict and not 0 < share < 1: return None
-        table = watch.table(lambda labels: credit(labels, checked, mass), share, naming, errors=2. if last else 1.)
-        found = exponential_mean(table)
-        if strict and agree(found["frozen_naming"]): return None
-    return Choice(**found, unseen=unseen, table=tuple(table))
+        return Choice(trust=trusts[-1], frozen_naming=naming == "frozen")
+    looks = [_look(fold, train(fold, rehearsal_sets(sets, fold), seed + k), x, label_features, trusts)
+             for k, fold in enumerate(folds)]
+    tops = {trust: TopScores.cat(look[trust] for look in looks) for trust in looks[0]}
+    checked, mass = sets.select(rows), (evidence.beliefs*evidence.coverage[sets.rows])[sets.positions(rows)[0]]
+    table = [_option(trust, tops, lambda labels: credit(labels, checked, mass), playing/len(rows), naming)
+             for trust in trusts]
+    return Choice(**exponential_mean(table), table=tuple(table))

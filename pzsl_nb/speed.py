@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import PZSLError
 from .disambiguation import Beliefs, uniform_prior
-from .loss import PartialZeroShotLoss
+from .loss import partial_zero_shot_loss
 from .model import CLIPPZSLModel
 from .sampling import LabelSampler
 from .task import CandidateSets
@@ -84,7 +84,7 @@ def compare_loops(
     sets = CandidateSets.from_pairs(torch.arange(rows).repeat(candidates), torch.cat([y, others]), rows, classes)
     seen = torch.ones(classes, dtype=torch.bool)
     model = lambda: CLIPPZSLModel(t, seen).to(device)
-    trainer = Trainer(model(), PartialZeroShotLoss(), Beliefs(sets, uniform_prior(sets)), x, t, epochs=2*epochs,
+    trainer = Trainer(model(), partial_zero_shot_loss, Beliefs(sets, uniform_prior(sets)), x, t, epochs=2*epochs,
                       device=device, sampler=LabelSampler(seen))
     plain = plain_epochs(model(), x.to(device), sets, t.to(device))
     def seconds(epoch):

@@ -53,7 +53,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,          # see the table above
-        loss: Callable[..., dict[str, Tensor]],  # named terms of a batch, and their sum as `loss`
+        loss: Callable[..., dict[str, Tensor]],  # named numbers of a batch; `loss` is minimised
         beliefs: Any,              # the weight of every candidate and its rule
         x: Tensor,                 # (n, d) float32 image features, unit length
         label_features: Tensor,    # (C, d) float32, unit length
@@ -111,16 +111,15 @@ class Trainer:
         if not hasattr(self.loss, "opinion"): self.beliefs.update(position, local_row, scores)
         weights = self.beliefs.weights.index_select(0, position)*covered
         if correction is not None: logits = logits + correction
-        scale, epoch = self.model.logit_scale, step/self.steps
-        return Batch(logits, t, scale, seen, weights, local_row, classes, x, images, labels, rows, position,
-                     ids, correction, self.model, epoch, self.epochs)
+        return Batch(logits, seen, weights, local_row, classes, x, images, labels, rows, position, ids, correction,
+                     self.model, step/self.steps, self.epochs)
 
     def train_batch(
         self,
         rows: Tensor,       # (b,) int64 on the CPU, this process's part of the batch
         step: int,          # number of the step in the whole training
         share: float = 1.,  # of the batch that these rows are
-    ) -> dict[str, Tensor]:  # the terms of the loss
+    ) -> dict[str, Tensor]:  # what the loss gave
         "One step: scores, beliefs, loss, gradient."
         terms = {}
         if self.optimiser is not None: self.optimiser.zero_grad()
@@ -159,7 +158,7 @@ class Trainer:
             for p, part in zip(parameters, total.split([p.numel() for p in parameters])): p.grad = part.view_as(p)
 
     def _exchange(self, mine: Tensor, total: dict[str, Tensor]) -> dict[str, Tensor]:
-        "After an epoch: every process gets the beliefs that the others have moved, and the sums of the loss's terms."
+        "After an epoch: every process gets the beliefs that the others have moved, and the sums of what the loss gave."
         if self.group.count == 1: return total
         weights, rows = self.beliefs.weights, self.beliefs.sets.rows
         self.beliefs.weights = self.group.sum(torch.where(mine.to(self.device)[rows], weights, 0.))

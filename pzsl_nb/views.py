@@ -36,7 +36,7 @@ def two_views(
 
 class Rule(nn.Module):
     "A learning rule that remembers something: its settings show in `repr`, its buffers go into checkpoints."
-    unseen, rate = False, .5   # unseen labels play no part; half of the learning rate, as for other own opinions
+    rate = .5   # half of the learning rate, as for other own opinions
 
     def __init__(self, **settings: Any):
         super().__init__()

@@ -28,7 +28,7 @@ from small_world import World
 
 RULES, METHODS = ("uniform:0.2", "uniform:0.5"), ("zero-shot", "cc", "proden", "supervised")
 WORDS = ["--data", "npz:birds.npz", "--candidates", RULES[0], "--candidates", RULES[1], "--methods", ",".join(METHODS),
-         "--seeds", "2", "--set", "epochs=2", "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0",
+         "--seeds", "2", "--set", "epochs=2", "--set", "trust=1", "--set", "gamma=0",
          "--set", "lr=0.05", "--set", "inner=8", "--set", "heads=2", "--device", "cpu"]
 
 
@@ -276,7 +276,7 @@ def in_group(path, group):
 @pytest.mark.skipif(not Path("/proc").exists(), reason="counts processes by /proc")
 def test_no_run_outlives_its_command(folder):
     words = ["--data", "npz:birds.npz", "--methods", "cc", "--seeds", "1", "--set", "epochs=1000000", "--device", "cpu"]
-    process = begin(folder, *words, "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--out", "orphan", start_new_session=True)
+    process = begin(folder, *words, "--set", "trust=1", "--set", "gamma=0", "--out", "orphan", start_new_session=True)
     try:
         def stay(): return len(alive(process.pid)) >= 4   # the command, tracker, fork server, run; others come and go
         wait_for(lambda: stay() and (time.sleep(1) or stay()) or process.poll() is not None)
@@ -291,7 +291,7 @@ def test_no_run_outlives_its_command(folder):
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(folder):
     words = ["--data", "npz:birds.npz", "--methods", "zero-shot,cc", "--seeds", "1", "--set", "epochs=2", "--set", "batch_size=7",
-             "--set", "trust=1", "--set", "gamma=0", "--set", "unseen=0", "--set", "cross_entropy=0.5", "--set", "heads=3",
+             "--set", "trust=1", "--set", "gamma=0", "--set", "heads=3",
              "--set", "inner=9", "--device", "cpu", "--candidates", "uniform:0.3", "--candidates", "hierarchical:0.3"]
     code, out, err = pzsl(folder, *words, "--out", "failing")   # the data have no superclasses
     assert code == 1 and "2 of 4 runs failed" in err and "birds-hierarchical-0.3-cc-0" in err and "errors.jsonl" in err

@@ -21,7 +21,6 @@ from pzsl_nb.core import PZSLError
 from pzsl_nb.estimator import CLIPPZSL, _unit_rows, as_candidates
 from pzsl_nb.evidence import FEWEST, _crossed
 from pzsl_nb.methods import METHODS
-from pzsl_nb.selection import choose
 from pzsl_nb.task import CandidateSets
 from pzsl_nb.training import read_checkpoint, run
 from small_world import BY_HAND, SWITCHES, Stop, World, estimator, stop_at, whole_checkpoint
@@ -35,7 +34,7 @@ def fit(est, w=W, **more): return est.fit(w.x, w.sets, w.t, seen=w.seen, **more)
 def learned(est):
     "Everything `fit` leaves that is a number, as bytes."
     state = {name: value.numpy().tobytes() for name, value in est.model_.state_dict().items()}
-    return state, est.beliefs_.numpy().tobytes(), est.choice_.trust, est.choice_.gamma, est.choice_.unseen
+    return state, est.beliefs_.numpy().tobytes(), est.choice_
 
 
 # Resume
@@ -58,29 +57,6 @@ def test_two_and_two_are_four(tmp_path, settings):
     assert tensors == again and plain == plain_again and len(parts.history_) == 4
     moments = [value for name, value in tensors.items() if name.endswith(".exp_avg_sq")]
     assert sum(map(len, moments)) == 4*sum(p.numel() for p in whole.model_.parameters())
-
-
-@pytest.mark.parametrize("settings, weights", [
-    ({}, [0., 1.]), ({"naming": "trained"}, [1.]), ({"naming": "frozen"}, [1.]), ({"unseen": .5}, [.5]), ({"words": .3}, [.09])])
-def test_a_training_without_the_second_term_is_rehearsed_only_where_both_are_open(monkeypatch, settings, weights):
-    asked = []
-    def noted(*given):
-        asked.append((given[6], given[11]))
-        return choose(*given)
-    monkeypatch.setattr("pzsl_nb.estimator.choose", noted)
-    est = fit(estimator(**{"words": 1., "apprentice": 0.} | settings))
-    assert [pytest.approx(weight) for weight, _ in asked] == weights
-    assert [strict for _, strict in asked] == [len(weights) == 2, False][:len(weights)]
-    assert est.choice_.unseen == pytest.approx(weights[-1])
-
-
-@pytest.mark.parametrize("seed", [1, 6, 11])
-def test_three_folds_of_six_images(seed):
-    "A fold checks two images; where both show classes playing unseen there is no curve, and the question is given up."
-    w = World(5, 3, per_class=2, rule="uniform:0", seed=seed)
-    rows = torch.tensor([0, 2, 4, 6, 8, 1])   # five classes, one of them twice
-    est = estimator(folds=3, words=1., apprentice=0., random_state=seed, epochs=1)
-    assert est.fit(w.x[rows], w.sets.select(rows), w.t, seen=w.seen).choice_.unseen == 1
 
 
 def test_rehearsal_is_not_repeated_by_a_resume(tmp_path, monkeypatch):
@@ -114,7 +90,7 @@ OTHERS = {
     "seen": {"seen": torch.arange(9) < 7},
     "sets": {"sets": CandidateSets.from_lists([W.sets[0][:1] if len(W.sets[0]) > 1 else [0, 1], *list(W.sets)[1:]], 9)},
     "same sizes": {"sets": CandidateSets.from_lists([[5 - c for c in row] for row in W.sets], 9)}}
-SETTINGS = {"lr": 2e-2, "weight_decay": .1, "batch_size": 4, "negatives": 2, "pictures": .9, "trust": .5, "gamma": .2, "unseen": 2.,
+SETTINGS = {"lr": 2e-2, "weight_decay": .1, "batch_size": 4, "negatives": 2, "pictures": .9, "trust": .5, "gamma": .2,
             "random_state": 1, "epochs": 5, "start": "clip", "inner": 4, "adapter": False, "logit_scale": 21.}
 
 
@@ -281,8 +257,7 @@ def test_names_that_leave_a_doubt(candidates, names, told):
     with pytest.raises(PZSLError, match=told): as_candidates(candidates, names)
 
 
-@pytest.mark.parametrize("wrong", [{"trust": "half"}, {"trust": 3.}, {"words": "some"}, {"pictures": None}, {"gamma": np.nan},
-                                   {"unseen": -1.}])
+@pytest.mark.parametrize("wrong", [{"trust": "half"}, {"trust": 3.}, {"words": "some"}, {"pictures": None}, {"gamma": np.nan}])
 def test_a_setting_that_is_no_number(wrong):
     [name] = wrong
     with pytest.raises(PZSLError, match=f"{name}: .*cannot be used; give a number.*, or auto"): fit(estimator(**wrong))
@@ -292,7 +267,7 @@ def test_a_setting_that_is_no_number(wrong):
     ({"epochs": -1}, "whole number from 0 to 1,000,000$"), ({"epochs": 1.5}, "whole number"),
     ({"batch_size": 0}, "whole number from 1 to"), ({"inner": 0}, "whole number from 1 to"),
     ({"folds": 1}, "whole number from 2 to 100"), ({"negatives": True}, "whole number"), ({"lr": -1}, "number from 0 to 10"),
-    ({"lr": 100.}, "number from 0 to 10"), ({"lr": "a"}, "number from 0"), ({"cross_entropy": -1}, "number from 0"),
+    ({"lr": 100.}, "number from 0 to 10"), ({"lr": "a"}, "number from 0"), ({"words": -1}, "number from 0"),
     ({"logit_scale": np.nan}, "number from 1e-09"), ({"logit_scale": -1.}, "number from 1e-09"),
     ({"dropped": 1.}, "number from 0 to 0.999, or auto")], ids=str)
 def test_a_setting_out_of_range(wrong, number):
@@ -352,11 +327,11 @@ def test_beliefs_stay_with_the_evidence_where_images_are_few(monkeypatch, per_cl
                         not torch.equal(before, trainer.beliefs.weights)))
         return done
     monkeypatch.setattr("pzsl_nb.estimator.run", noted)
-    fit(estimator(unseen=.5, apprentice=0., dropped=0.), w)
+    fit(estimator(apprentice=0., dropped=0.), w)
     assert len(trained) == 3 and all(many == moved for many, moved in trained)
     assert trained[-1] == (per_class >= FEWEST,)*2
     trained.clear()
-    fit(estimator(unseen=.5, apprentice=.5, pictures=0.), w)   # where pictures have no say, nothing leads astray
+    fit(estimator(apprentice=.5, pictures=0.), w)   # where pictures have no say, nothing leads astray
     assert trained and all(moved for _, moved in trained)
 
 

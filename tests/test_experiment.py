@@ -21,7 +21,7 @@ from small_world import Stop, World, whole_checkpoint
 
 W = World()
 QUICK = {"epochs": 4, "folds": 2, "inner": 8, "heads": 2, "lr": 1e-2}
-BY_HAND = QUICK | {"trust": 1., "gamma": .1, "unseen": 1.}
+BY_HAND = QUICK | {"trust": 1., "gamma": .1}
 
 
 def arrays(w=W):
@@ -244,7 +244,7 @@ def test_every_method_leaves_a_model_that_loads(go, method):
 
 def test_the_bound_is_trained_once_for_all_rules(go, tmp_path, monkeypatch):
     def rules(**more):
-        config = QUICK | {"method": "supervised", "unseen": .5}   # given, or a rehearsal without the term would come first
+        config = QUICK | {"method": "supervised"}
         return [go("a", config=config | {"candidates": rule} | settings, force=True, out=None, **more)
                 for rule, settings in (("uniform:0.2", {}), ("uniform:0.6", {}), ("uniform:0.6", {"seed": 1}))]
     alone, epochs, train = rules(), [], Trainer.train_epoch
@@ -336,8 +336,8 @@ def test_a_configuration_comes_back_from_its_folder(go):
 
 
 def test_every_setting_reaches_the_estimator():
-    other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9, "cross_entropy": .5,
-             "unseen": .5, "words": .5, "pictures": .5, "apprentice": .5, "dropped": .5, "slope": .5, "start": "clip",
+    other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9,
+             "words": .5, "pictures": .5, "apprentice": .5, "dropped": .5, "slope": .5, "start": "clip",
              "moving": False, "adapter": False, "self_attention": False,
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
              "negatives": 7, "averaging": False, "naming": "frozen"}

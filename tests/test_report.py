@@ -20,7 +20,7 @@ from pzsl_nb.report import FinishedRun, measures, warn, write_report
 from pzsl_nb.shapes import class_name, default_split, render
 
 EVIL = '<script>alert("a")</script> $x$ ${'   # no name of a class, but nobody forbids it
-QUICK = "--encoder embedded --device cpu --set trust=1 --set gamma=0 --set unseen=0 --set epochs=4 --no-figures"
+QUICK = "--encoder embedded --device cpu --set trust=1 --set gamma=0 --set epochs=4 --no-figures"
 
 
 def test_names_of_classes_are_not_read_as_formulas(tmp_path):
@@ -110,6 +110,17 @@ def test_warnings_and_annotators(place, page):
     assert measures(result).loc["CLIP-PZSL against frozen", "S"] == "+25.0" and "H" not in measures(result)
 
 
+@pytest.mark.parametrize("trust, frozen, who", [(.5, True, "frozen CLIP"), (.5, False, "what was learned"), (0., False, "frozen CLIP")])
+def test_who_tells_unseen_classes_apart_is_said(place, tmp_path, trust, frozen, who):
+    file = place/"run"/"result.json"
+    before = file.read_text()
+    result = json.loads(before)
+    file.write_text(json.dumps(result | {"choice": result["choice"] | {"trust": trust, "frozen_naming": frozen}}))
+    try: text = write_report([place/"run"], tmp_path/"r.html").read_text()
+    finally: file.write_text(before)
+    assert re.search(rf"unseen ones are told apart by\s+{who}</dd>", text)
+
+
 def test_data_that_are_gone_are_said_to_be(place, tmp_path):
     config = place/"run"/"config.json"
     before = config.read_text()
@@ -133,7 +144,7 @@ def test_folders_that_are_no_runs(place, tmp_path, page, capsys):
 
 def test_several_runs_and_a_comparison(place, tmp_path, visit):
     data = f"csv:{place/'said.csv'}"
-    configs = [Config(data, rule, "clip-pzsl", encoder="embedded", epochs=2, trust=1., gamma=0., unseen=0.)
+    configs = [Config(data, rule, "clip-pzsl", encoder="embedded", epochs=2, trust=1., gamma=0.)
                for rule in (None, "uniform:0.5")]
     run_grid(configs, tmp_path/"grid"/"results.jsonl", device="cpu", cache_dir=place/"cache", progress=False)
     words = f"report {place/'run'} {tmp_path/'grid'} --out {tmp_path/'r.html'} --cache {place/'cache'}"
