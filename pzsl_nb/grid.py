@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .core import PZSLError, listing, pick_device, progress_bar
 from .experiment import Config, run_experiment, run_name, set_aside, stored_config
+from .methods import unread_settings
 from .sources import parse_source
 from .training import interruptible
 
@@ -303,6 +304,9 @@ def run_ablation(
     names = list(ABLATIONS if variants is None else variants)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise PZSLError(f"ablation: {listing(unknown)} is not a variant; use some of {listing(ABLATIONS, 20)}")
+    if void := [name for name in names if set(ABLATIONS[name]) & set(unread_settings(config.method))]:
+        raise PZSLError(f"ablation: {listing(void)} would change nothing in method {config.method}; leave it out, or "
+                        "use method clip-pzsl")
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]
     name, data = Path(path or "").name, data_note(config.data)

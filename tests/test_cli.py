@@ -554,6 +554,8 @@ def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
                   "--data birds.npz --candidates uniform:1", "--data birds.npz --set method=cc", "--data birds.npz --seed 2147483649"):
         code, _, err = pzsl(f"ablate {wrong} --out a --force --seeds 1 {BY_HAND}")
         assert code == 1 and rows.read_text() == '{"config": {}, "notes": {}}\n', err
+    complains(pzsl, tmp_path, "ablate --data birds.npz --set method=cc --variants 'no adapter,no evidence' --out b", 1,
+              ["ablation: no evidence would change nothing in method cc"])
     code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --variants full --out a --force --seeds 1 "
                            f"--set epochs=1 {BY_HAND}")
     assert code == 0 and len(rows.read_text().splitlines()) == 1, err
