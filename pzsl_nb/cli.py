@@ -217,7 +217,7 @@ def _say_choice(est: "CLIPPZSL") -> str:
         return f"Nothing could be rehearsed, so this was taken: {' and '.join(words[key] for key in auto)}."
     chosen = f"Rehearsal chose {' and '.join(words[key] for key in auto)}."
     if est.naming != "auto" or est.seen_.all(): return chosen
-    by = "frozen CLIP" if choice.frozen_naming else "what was learned"
+    by = "frozen CLIP" if choice.frozen_naming or not choice.trust else "what was learned"
     return f"{chosen}\nUnseen classes are told apart by {by}."
 
 

@@ -289,6 +289,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def _changes_nothing(config: Config, changed: dict[str, Any]) -> bool:
+    "Whether a variant is the configuration itself, or changes what its method never looks at."
+    return bool(changed) and (dataclasses.replace(config, **changed) == config
+                              or not set(changed).isdisjoint(unread_settings(config.method)))
+
+
 def run_ablation(
     config: Config,
     seeds: Sequence[int],
@@ -304,9 +310,11 @@ def run_ablation(
     names = list(ABLATIONS if variants is None else variants)
     if unknown := [name for name in names if name not in ABLATIONS]:
         raise PZSLError(f"ablation: {listing(unknown)} is not a variant; use some of {listing(ABLATIONS, 20)}")
-    if void := [name for name in names if set(ABLATIONS[name]) & set(unread_settings(config.method))]:
-        raise PZSLError(f"ablation: {listing(void)} would change nothing in method {config.method}; leave it out, or "
-                        "use method clip-pzsl")
+    if idle := [name for name in names if _changes_nothing(config, ABLATIONS[name])]:
+        told = f"{listing(idle, 20)} would change nothing in this configuration"
+        if variants is not None: raise PZSLError(f"ablation: {told}; leave it out")
+        warnings.warn(f"{told} and is left out", stacklevel=2)
+        names = [name for name in names if name not in idle]
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]
     name, data = Path(path or "").name, data_note(config.data)

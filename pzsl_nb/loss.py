@@ -71,6 +71,6 @@ class Batch(NamedTuple):
 def partial_zero_shot_loss(
     batch: Batch,
 ) -> dict[str, Tensor]:  # `loss` in nats
-    "Cross-entropy over the seen labels, weighted by belief, mean over the batch (CLIP-PZSL, arXiv 2603.05053)."
+    "Cross-entropy over the seen labels, weighted by belief, mean over the batch: our reading of arXiv 2603.05053."
     log_p = seen_log_probabilities(batch.logits, batch.seen)
     return {"loss": weighted_cross_entropy(log_p, batch.weights, batch.local_row, batch.classes).mean()}

@@ -213,11 +213,11 @@ def choose(
     seed: int = 0,           # of the folds
     naming: str = "auto",    # what tells unseen classes apart: "trained", "frozen", or "auto": what rehearsal shows
 ) -> Choice:
-    "Trust and gamma by what estimated seen-unseen curves say of them."
+    "Trust, gamma and naming by estimated seen-unseen curves; with nothing to rehearse the last trust, and gamma 0."
     folds = rehearsals(sets, evidence.beliefs, seen, count, seed)
     rows = torch.cat([fold.check for fold in folds]) if folds else torch.zeros(0, dtype=torch.int64)
     playing = sum(fold.share_unseen*len(fold.check) for fold in folds)
-    if playing > len(rows) - 1e-3:   # no folds, or all rows are believed to show classes playing unseen
+    if playing >= len(rows)*(1 - 1e-5):   # no folds, or all rows are believed to show classes playing unseen
         if (~seen).any():
             warnings.warn(f"{int(seen.sum())} seen classes and {len(sets)} images are too few to rehearse with: "
                           f"trust {trusts[-1]:g}, gamma 0")

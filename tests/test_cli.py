@@ -551,11 +551,15 @@ def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
     rows.write_text('{"config": {}, "notes": {}}\n')
     (tmp_path/"a"/"ablation.png").write_text("a picture")
     for wrong in ("--data birds.npz --variants 'no brain'", "--data bird.npz", "--data birds.npz --candidates unifrm:0.3",
-                  "--data birds.npz --candidates uniform:1", "--data birds.npz --set method=cc", "--data birds.npz --seed 2147483649"):
+                  "--data birds.npz --candidates uniform:1", "--data birds.npz --seed 2147483649"):
         code, _, err = pzsl(f"ablate {wrong} --out a --force --seeds 1 {BY_HAND}")
         assert code == 1 and rows.read_text() == '{"config": {}, "notes": {}}\n', err
-    complains(pzsl, tmp_path, "ablate --data birds.npz --set method=cc --variants 'no adapter,no evidence' --out b", 1,
-              ["ablation: no evidence would change nothing in method cc"])
+    for idle, settings in (("no evidence", "--set method=cc"), ("full trust", BY_HAND)):
+        complains(pzsl, tmp_path, f"ablate --data birds.npz --variants 'no adapter,{idle}' {settings} --out b", 1,
+                  [f"ablation: {idle} would change nothing"])
+    code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --out c --seeds 1 --set method=cc --set epochs=1 {BY_HAND}")
+    assert code == 0 and "no evidence, full trust, naming by training, no calibration" in err, err
+    assert "no adapter" in text and "no evidence" not in text
     code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --variants full --out a --force --seeds 1 "
                            f"--set epochs=1 {BY_HAND}")
     assert code == 0 and len(rows.read_text().splitlines()) == 1, err
