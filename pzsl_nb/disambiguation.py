@@ -68,7 +68,7 @@ class Beliefs:
         self,
         sets: CandidateSets,    # n candidate sets
         weights: Tensor,        # (nnz,) to start from, adding up to 1 in a row
-        moving: bool = True,    # False: they stay what they were at the start
+        anchor: float = 0.,     # share of the start in what they become; 1: they stay what they were
         odds: Tensor | None = None,      # (nnz,) log-odds of other witnesses than the model; None: there are none
         coverage: Tensor | None = None,  # (n,) chance that a set holds the truth; None: all do
     ):
@@ -77,9 +77,11 @@ class Beliefs:
             if given is not None and given.shape != (count,):
                 raise PZSLError(f"beliefs: {len(given):,} {name} for {sets.nnz:,} candidates of {len(sets):,} images; "
                                 f"give {count:,}")
-        self.sets, self.moving = sets, moving
+        if not 0 <= anchor <= 1: raise PZSLError(f"beliefs: anchor is {anchor!r}; give a share, from 0 to 1")
+        self.sets, self.anchor = sets, anchor
         self.weights = weights.clone()
-        self.odds = torch.zeros_like(weights) if odds is None else odds.clone()
+        self.odds = torch.zeros_like(weights) if odds is None else odds.to(weights)
+        self.odds = self.odds.lerp(weights.clamp_min(1e-30).log(), anchor)   # all that is added to the model's share
         self.coverage = weights.new_ones(len(sets)) if coverage is None else coverage.clone()
 
     def __repr__(self):
@@ -108,6 +110,11 @@ class Beliefs:
         self.weights, self.odds, self.coverage = (tensors[key].to(device) for key in ("beliefs", "odds", "coverage"))
 
     @property
+    def moving(self) -> bool:
+        "Whether they can become anything else than they were at the start."
+        return self.anchor < 1
+
+    @property
     def mass(self) -> Tensor:  # (nnz,)
         "Every belief times the coverage of its image."
         return self.weights*self.coverage.index_select(0, self.sets.rows)
@@ -126,9 +133,9 @@ class Beliefs:
         local_row: Tensor,  # (m,)
         scores: Tensor,     # (m,) the model's scores of these candidates, detached
     ) -> None:
-        "Let the beliefs of a batch be what the model says, times the odds."
+        "Let the beliefs of a batch be what the model says times the odds, pooled with the start."
         if self.moving:
-            scores = scores + self.odds.index_select(0, position)
+            scores = torch.add(self.odds.index_select(0, position), scores, alpha=1 - self.anchor)
             self.weights.index_copy_(0, position, segment_softmax(scores, local_row, int(local_row[-1]) + 1))
 
     def settled(

@@ -118,7 +118,7 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         dropped: float | str = "auto",  # chance that a set lacks the truth
         slope: float | str = "auto",  # chance to join a set goes with this power of CLIP's probability; 0: accidents
         start: str = "evidence",      # of beliefs: from witnesses, who keep their say; or "clip", or "uniform"
-        moving: bool = True,          # switch: beliefs move during training
+        anchor: float | str = "auto", # share of the start in beliefs; 1: they stay; "auto": by the worth of words
         adapter: bool = True,         # switch: residual on images
         self_attention: bool = True,  # switch: labels look at each other
         cross_attention: bool = True, # switch: labels look at visual prototypes
@@ -142,14 +142,14 @@ class CLIPPZSL(ClassifierMixin, BaseEstimator):
         for name in CLIPPZSL._get_param_names(): setattr(self, name, values[name])
 
 # %% ../nbs/42_estimator.ipynb #42-011
-_AUTO = ("words", "pictures", "apprentice", "dropped", "slope", "trust", "gamma")   # or a number
+_AUTO = ("words", "pictures", "apprentice", "dropped", "slope", "anchor", "trust", "gamma")   # or a number
 
 
 RANGES = {"epochs": (0, 10**6), "batch_size": (1, 10**7), "inner": (1, 10**5), "heads": (1, 10**4), "folds": (2, 100),
           "negatives": (1, 10**9),   # whole numbers up to here
           "lr": (0., 10.), "weight_decay": (0., 100.), "logit_scale": (1e-9, 1e9),
           "words": (0., 100.), "pictures": (0., 100.), "apprentice": (0., 100.),
-          "dropped": (0., .999), "slope": (0., 100.), "trust": (0., 1.), "gamma": (-1e6, 1e6)}
+          "dropped": (0., .999), "slope": (0., 100.), "anchor": (0., 1.), "trust": (0., 1.), "gamma": (-1e6, 1e6)}
 
 
 def _check_numbers(est: CLIPPZSL) -> None:
@@ -269,9 +269,10 @@ def _make_trainer(est: CLIPPZSL, x: Tensor, sets: CandidateSets, t: Tensor, seen
     with torch.random.fork_rng(devices=[]):   # the user's own random state is left alone
         torch.default_generator.manual_seed(seed)   # of the CPU; those of GPUs would not be put back
         model = _make_model(est, t, seen, attributes)
-    if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, est.moving)
-    elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), est.moving)
-    else: beliefs = Beliefs(sets, uniform_prior(sets), est.moving)
+    anchor = None if est.anchor == "auto" else float(est.anchor)
+    if est.start == "evidence": beliefs = EvidentBeliefs(sets, evidence, x, anchor)
+    elif est.start == "clip": beliefs = Beliefs(sets, clip_prior(x, t, sets, est.logit_scale), anchor or 0.)
+    else: beliefs = Beliefs(sets, uniform_prior(sets), anchor or 0.)
     objective = partial_zero_shot_loss if est.objective is None else copy.deepcopy(est.objective)
     sampler = LabelSampler(seen, est.negatives, seed)
     batch = min(est.batch_size, len(x)/share/7)   # some seven steps an epoch, also with few images
@@ -437,9 +438,9 @@ def _as_witnesses(plain: dict[str, float] | None) -> Witnesses | None:
 def _recalled(checkpoint: str | Path) -> Evidence | None:
     "The evidence that a checkpoint holds."
     tensors, plain = read_checkpoint(checkpoint)
+    beliefs = tensors["beliefs"]
     witnesses = _as_witnesses(plain["notes"]["witnesses"])
-    surprise = tensors.get("surprise", torch.zeros_like(tensors["beliefs"]))   # beliefs that ask nobody have none
-    return witnesses and Evidence(witnesses, tensors["beliefs"], tensors["coverage"], surprise, 0.)
+    return witnesses and Evidence(witnesses, beliefs, tensors["coverage"], torch.zeros_like(beliefs), 0.)
 
 
 def _as_choice(plain: dict[str, Any]) -> Choice:

@@ -333,26 +333,36 @@ class EvidentBeliefs(Beliefs):
         sets: CandidateSets,   # n candidate sets
         evidence: Evidence,    # about them
         x: Tensor,             # (n, d) image features; may be memory-mapped
-        moving: bool = True,   # False: they stay what they were, as they do where images are few
+        anchor: float | None = None,  # share of the evidence in them; None: by words. 1 where images are few
         every: int = 2,        # epochs from one look at pictures to the next
     ):
         asked = evidence.witnesses.pictures > 0   # an apprentice hears no pictures, so none can lead it astray
         enough = not asked or len(sets) >= FEWEST*(1 + evidence.partial)*int((sets.indices.bincount() > 0).sum())
-        super().__init__(sets, evidence.beliefs, moving and enough, evidence.surprise, evidence.coverage)
+        trusted = evidence.witnesses.words if evidence.witnesses.apprentice == 0 else 0.   # else they had been doubted
+        if anchor is None: anchor = 1 - DOUBT/max(trusted, DOUBT)
+        super().__init__(sets, evidence.beliefs, anchor if enough else 1., evidence.surprise, evidence.coverage)
         self.x, self.every, self.weight, self.pictures = x, every, evidence.witnesses.pictures, None
-        self.surprise = evidence.surprise
+        self.fixed_odds = self.odds.clone()   # what pictures are added to
 
     def to(
         self,
         device: torch.device | str,
     ) -> "EvidentBeliefs":
         "The same object, its tensors moved."
-        self.surprise = self.surprise.to(device)
+        self.fixed_odds = self.fixed_odds.to(device)
         return super().to(device)
 
     def tensors(self) -> dict[str, Tensor]:
         "What a checkpoint has to hold."
-        return super().tensors() | {"surprise": self.surprise}
+        return super().tensors() | {"fixed_odds": self.fixed_odds}
+
+    def restore(
+        self,
+        tensors: dict[str, Tensor],  # from `tensors`
+    ) -> None:
+        "Put the beliefs where they were."
+        super().restore(tensors)
+        self.fixed_odds = tensors["fixed_odds"].to(self.weights.device)
 
     def look(
         self,
@@ -368,4 +378,5 @@ class EvidentBeliefs(Beliefs):
             part = self.x[start:start + 4096].to(device, torch.float32)
             position, local_row, classes = self.batch(torch.arange(start, start + len(part), device=device))
             score = self.pictures.at_candidates(part, mass.index_select(0, position), local_row, classes)
-            self.odds.index_copy_(0, position, self.surprise.index_select(0, position) + self.weight*score)
+            fixed = self.fixed_odds.index_select(0, position)
+            self.odds.index_copy_(0, position, fixed + (1 - self.anchor)*self.weight*score)

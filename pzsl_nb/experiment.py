@@ -47,7 +47,7 @@ class Config:
     dropped: float | str = "auto"    # chance that a set lacks the truth
     slope: float | str = "auto"      # chance to join a set goes with this power of CLIP's probability; 0: accidents
     start: str = "evidence"          # of beliefs: from witnesses, who keep their say; or clip, or uniform
-    moving: bool = True              # beliefs move during training
+    anchor: float | str = "auto"     # share of the start in beliefs; 1: they stay; auto: by the worth of words
     adapter: bool = True             # residual on images
     self_attention: bool = True      # labels look at each other
     cross_attention: bool = True     # labels look at visual prototypes

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .core import PZSLError, listing, pick_device, progress_bar
 from .experiment import Config, run_experiment, run_name, set_aside, stored_config
-from .methods import unread_settings
+from .methods import method_settings, unread_settings
 from .sources import parse_source
 from .training import interruptible
 
@@ -280,7 +280,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no apprentice": {"apprentice": 0.},
     "sets as accidents": {"slope": 0., "dropped": 0.},
     "no evidence": {"start": "uniform"},
-    "fixed beliefs": {"moving": False},
+    "free beliefs": {"anchor": 0.},
+    "fixed beliefs": {"anchor": 1.},
     "no averaging": {"averaging": False},
     "full trust": {"trust": 1.},
     "naming by training": {"naming": "trained"},
@@ -291,7 +292,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def _changes_nothing(config: Config, changed: dict[str, Any]) -> bool:
     "Whether a variant is the configuration itself, or changes what its method never looks at."
-    return bool(changed) and (dataclasses.replace(config, **changed) == config
+    start = method_settings(config.method).get("start", config.start)
+    unasked = {"anchor": config.anchor, "apprentice": "auto"} if start != "evidence" else {}   # `auto` is 0 then
+    idle = {key: 0. for key, value in unasked.items() if value == "auto"}
+    return bool(changed) and (dataclasses.replace(config, **changed) == config or changed.items() <= idle.items()
                               or not set(changed).isdisjoint(unread_settings(config.method)))
 
 
@@ -313,7 +317,7 @@ def run_ablation(
     if idle := [name for name in names if _changes_nothing(config, ABLATIONS[name])]:
         told = f"{listing(idle, 20)} would change nothing in this configuration"
         if variants is not None: raise PZSLError(f"ablation: {told}; leave it out")
-        warnings.warn(f"{told} and is left out", stacklevel=2)
+        warnings.warn(f"{told}: left out", stacklevel=2)
         names = [name for name in names if name not in idle]
     pairs = [(name, seed) for seed in seeds for name in names]
     configs = [dataclasses.replace(config, seed=seed, **ABLATIONS[name]) for name, seed in pairs]

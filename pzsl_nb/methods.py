@@ -17,7 +17,7 @@ from .views import Consistency, ContrastivePrototypes, PrototypeAlignment
 
 # %% ../nbs/48_methods.ipynb #48-005
 _PEER = {"start": "uniform", "naming": "trained"}   # nobody but the rule has a say
-_CLOSED = {"start": "clip", "epochs": 1, "moving": False, "naming": "trained"}   # one pass in which nothing is trained
+_CLOSED = {"start": "clip", "epochs": 1, "anchor": 1., "naming": "trained"}   # one pass in which nothing is trained
 
 METHODS: dict[str, dict[str, Any]] = {
     "clip-pzsl": {},

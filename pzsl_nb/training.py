@@ -93,7 +93,7 @@ class Trainer:
             self.optimiser, lr, total_steps=max(total, 2), pct_start=.1 if total > 20 else .3, cycle_momentum=False)
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
-        "The batch as the loss sees it; its beliefs are what the model says of it now, times what others say."
+        "The batch as the loss sees it; its beliefs follow what the model says of it now."
         x = self.x.index_select(0, rows.to(self.x.device)).to(self.device, torch.float32)
         position, local_row, classes = self.beliefs.batch(rows.to(self.device))
         covered = self.beliefs.coverage.index_select(0, rows.to(self.device)).index_select(0, local_row)
@@ -277,7 +277,7 @@ def load_checkpoint(
     weights, mine = part("model."), trainer.model.state_dict()
     same = {name: value.shape for name, value in weights.items()} == {name: value.shape for name, value in mine.items()}
     same = same and ("aside" in tensors) == (trainer.aside is not None)
-    same = same and plain.get("trained") == list(trainer.trained)
+    same = same and plain.get("trained") == list(trainer.trained) and trainer.beliefs.tensors().keys() <= tensors.keys()
     if not same or tensors["beliefs"].shape != trainer.beliefs.weights.shape or plain["epochs"] != trainer.epochs:
         raise PZSLError(f"{path}: was written by a run with another model, other candidate sets, another number of "
                         "epochs, other layers trained or other averaging, or by another version; resume with what "

@@ -554,11 +554,15 @@ def test_ablate_anew_begins_when_it_is_clear_that_it_can(pzsl, birds, tmp_path):
                   "--data birds.npz --candidates uniform:1", "--data birds.npz --seed 2147483649"):
         code, _, err = pzsl(f"ablate {wrong} --out a --force --seeds 1 {BY_HAND}")
         assert code == 1 and rows.read_text() == '{"config": {}, "notes": {}}\n', err
-    for idle, settings in (("no evidence", "--set method=cc"), ("full trust", BY_HAND)):
+    for idle, settings in (("no evidence", "--set method=cc"), ("full trust", BY_HAND), ("free beliefs", "--set method=cc"),
+                           ("no apprentice", "--set start=clip")):
         complains(pzsl, tmp_path, f"ablate --data birds.npz --variants 'no adapter,{idle}' {settings} --out b", 1,
                   [f"ablation: {idle} would change nothing"])
+    code, text, err = pzsl("ablate --data birds.npz --candidates uniform:0.3 --variants 'free beliefs' --out d --seeds 1 "
+                           f"--set method=cc --set anchor=0.5 --set epochs=1 {BY_HAND}")
+    assert code == 0 and "free beliefs" in text, err   # which it does change here
     code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --out c --seeds 1 --set method=cc --set epochs=1 {BY_HAND}")
-    assert code == 0 and "no evidence, full trust, naming by training, no calibration" in err, err
+    assert code == 0 and "no apprentice, no evidence, free beliefs, full trust, naming by training, no calibration" in err, err
     assert "no adapter" in text and "no evidence" not in text
     code, text, err = pzsl(f"ablate --data birds.npz --candidates uniform:0.3 --variants full --out a --force --seeds 1 "
                            f"--set epochs=1 {BY_HAND}")

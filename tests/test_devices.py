@@ -55,7 +55,7 @@ def test_every_method(name, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"negatives": 2, "batch_size": 2}, {"start": "clip"}, {"start": "uniform"},
-                                      {"moving": False}], ids=lambda settings: ",".join(settings) or "default")
+                                      {"anchor": 1.}, {"anchor": .5}, {"start": "clip", "anchor": .5}], ids=lambda settings: ",".join(settings) or "default")
 def test_ours_with_evidence_and_rehearsal(settings, tmp_path):
     assert_alike(*both(tmp_path, **settings), tmp_path)
 

@@ -41,8 +41,8 @@ def learned(est):
 
 @pytest.mark.parametrize("settings", [{}, BY_HAND, BY_HAND | dict.fromkeys(SWITCHES, False),
                                       BY_HAND | {"random_state": None}, BY_HAND | {"objective": CandidateNLL()},
-                                      BY_HAND | {"negatives": 2, "batch_size": 4}],
-                         ids=["rehearsed", "by hand", "nothing to train", "no seed", "another loss", "sampled labels"])
+                                      BY_HAND | {"negatives": 2, "batch_size": 4}, BY_HAND | {"anchor": .5}],
+                         ids=["rehearsed", "by hand", "nothing to train", "no seed", "another loss", "sampled labels", "anchored"])
 def test_two_and_two_are_four(tmp_path, settings):
     files = [tmp_path/"whole.safetensors", tmp_path/"parts.safetensors"]
     if settings.get("random_state", 0) is None: np.random.seed(7)
@@ -91,7 +91,7 @@ OTHERS = {
     "sets": {"sets": CandidateSets.from_lists([W.sets[0][:1] if len(W.sets[0]) > 1 else [0, 1], *list(W.sets)[1:]], 9)},
     "same sizes": {"sets": CandidateSets.from_lists([[5 - c for c in row] for row in W.sets], 9)}}
 SETTINGS = {"lr": 2e-2, "weight_decay": .1, "batch_size": 4, "negatives": 2, "pictures": .9, "trust": .5, "gamma": .2,
-            "random_state": 1, "epochs": 5, "start": "clip", "inner": 4, "adapter": False, "logit_scale": 21.}
+            "random_state": 1, "epochs": 5, "start": "clip", "anchor": .5, "inner": 4, "adapter": False, "logit_scale": 21.}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,20 @@ def test_a_checkpoint_cut_in_the_middle(stopped, tmp_path, share):
 def test_resume_where_there_is_nothing_begins(tmp_path):
     est = fit(estimator(**BY_HAND), checkpoint=tmp_path/"new.safetensors", resume=True)
     assert learned(est) == learned(fit(estimator(**BY_HAND)))
+
+
+# The anchor
+
+@pytest.mark.parametrize("settings", [{"start": "clip"}, {"start": "uniform"}, {"words": 0.}], ids=str)
+def test_by_itself_nothing_is_anchored_where_no_words_are_trusted(settings):
+    free, auto, half, held = (fit(estimator(**BY_HAND | settings | {"anchor": anchor})) for anchor in (0., "auto", .5, 1.))
+    assert learned(free) == learned(auto) != learned(half)
+    assert not np.array_equal(half.beliefs_, free.beliefs_) and not np.array_equal(half.beliefs_, held.beliefs_)
+
+
+def test_the_anchor_is_a_share():
+    for wrong in (True, 1.5, "much"):
+        with pytest.raises(PZSLError, match="anchor: .* from 0 to 1, or auto"): fit(estimator(anchor=wrong))
 
 
 # Before training

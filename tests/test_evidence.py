@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from pzsl_nb.candidates import make_candidates
 from pzsl_nb.core import PZSLError
-from pzsl_nb.disambiguation import clip_prior
-from pzsl_nb.evidence import FEWEST, Evidence, EvidentBeliefs, Pictures, Witnesses, gather_evidence
+from pzsl_nb.disambiguation import Beliefs, clip_prior
+from pzsl_nb.evidence import DOUBT, FEWEST, Evidence, EvidentBeliefs, Pictures, Witnesses, gather_evidence
 from pzsl_nb.metrics import disambiguation_accuracy
 from pzsl_nb.task import CandidateSets
 from small_world import World
@@ -153,7 +154,7 @@ def test_restricted_evidence_is_about_what_is_left():
 
 def test_beliefs_ask_pictures_in_every_other_epoch():
     found = gather()
-    beliefs = EvidentBeliefs(W.sets, found, W.x)
+    beliefs = EvidentBeliefs(W.sets, found, W.x, anchor=0.)
     assert torch.equal(beliefs.odds, found.surprise)
     seen = []
     for epoch in range(1, 6):
@@ -161,9 +162,58 @@ def test_beliefs_ask_pictures_in_every_other_epoch():
         seen.append(beliefs.odds.clone())
         beliefs.weights = beliefs.weights.roll(1)   # so that there is something new to learn
     assert [torch.equal(a, b) for a, b in zip(seen, seen[1:])] == [True, False, True, False]
-    still = EvidentBeliefs(W.sets, found, W.x, moving=False)
+    still, before = EvidentBeliefs(W.sets, found, W.x, anchor=1.), found.beliefs.clone()
     still.look(1)
-    assert torch.equal(still.odds, found.surprise)
+    position, local_row, classes = still.batch(torch.arange(len(W.x)))
+    still.update(position, local_row, torch.randn(len(position)))
+    assert not still.moving and torch.equal(still.weights, before)
+
+
+def test_the_better_the_words_the_more_the_evidence_keeps():
+    found = gather()
+    for words, apprentice, anchor in ((0., 0., 0.), (DOUBT, 0., 0.), (2*DOUBT, 0., .5), (4*DOUBT, 0., .75), (4*DOUBT, .1, 0.)):
+        told = replace(found, witnesses=replace(found.witnesses, words=words, apprentice=apprentice))
+        assert EvidentBeliefs(W.sets, told, W.x).anchor == pytest.approx(anchor)
+        assert EvidentBeliefs(W.sets, told, W.x, anchor=.3).anchor == .3
+
+
+def test_anchored_beliefs_are_a_product_of_powers():
+    found, position = gather(), torch.arange(W.sets.nnz)
+    scores = torch.randn(W.sets.nnz, generator=torch.manual_seed(0))
+    for anchor in (0., .25, .9):
+        beliefs = EvidentBeliefs(W.sets, found, W.x, anchor)
+        beliefs.look(1)
+        told = Pictures(W.x).learn(found.beliefs*found.coverage[W.sets.rows], W.sets).at_candidates(
+            W.x, found.beliefs*found.coverage[W.sets.rows], W.sets.rows, W.sets.indices)
+        odds = found.surprise + found.witnesses.pictures*told
+        power = (scores + odds).exp()**(1 - anchor)*found.beliefs**anchor
+        beliefs.update(position, W.sets.rows, scores)
+        rows = torch.zeros(len(W.sets)).index_add(0, W.sets.rows, power)
+        torch.testing.assert_close(beliefs.weights, power/rows[W.sets.rows], atol=1e-5, rtol=1e-4)
+
+
+def test_by_itself_an_image_comes_to_rest():
+    "An opinion that repeats the beliefs comes to rest at the start times the odds to the power (1 - anchor)/anchor."
+    sets, start, odds = CandidateSets.from_lists([[0, 1, 2]], 3), torch.tensor([.5, .3, .2]), torch.tensor([1., 0., -2.])
+    for anchor in (.25, .5, .8):
+        beliefs = Beliefs(sets, start, anchor, odds)
+        for _ in range(200): beliefs.update(torch.arange(3), torch.zeros(3, dtype=torch.int64), beliefs.weights.log())
+        rest = start*(odds*(1 - anchor)/anchor).exp()
+        torch.testing.assert_close(beliefs.weights, rest/rest.sum())
+    free = Beliefs(sets, start, 0., odds)
+    for _ in range(200): free.update(torch.arange(3), torch.zeros(3, dtype=torch.int64), free.weights.clamp_min(1e-30).log())
+    assert free.weights[0] > .999
+
+
+def test_certain_beliefs_and_sets_of_one_can_be_anchored():
+    sets, start = CandidateSets.from_lists([[0, 1], [2]], 3), torch.tensor([1., 0., 1.])
+    beliefs = Beliefs(sets, start, .5, odds=torch.zeros(3, dtype=torch.float64))
+    beliefs.update(torch.arange(3), torch.tensor([0, 0, 1]), torch.tensor([-50., 50., 7.]))
+    assert beliefs.weights.dtype == torch.float32 and beliefs.weights.isfinite().all()
+    torch.testing.assert_close(beliefs.weights[:2].sum(), torch.tensor(1.))
+    assert beliefs.weights[2] == 1
+    for wrong in (-.1, 1.1, float("nan")):
+        with pytest.raises(PZSLError, match="anchor is"): Beliefs(sets, start, wrong)
 
 
 def test_few_images_a_class_do_not_speak_for_each_other():
@@ -189,11 +239,13 @@ def test_few_images_a_class_do_not_speak_for_each_other():
 
 
 def test_beliefs_come_back_from_a_checkpoint():
-    a, b = (EvidentBeliefs(W.sets, gather(), W.x) for _ in range(2))
+    found = gather()
+    a = EvidentBeliefs(W.sets, found, W.x, anchor=.5)
+    b = EvidentBeliefs(W.sets, replace(found, beliefs=found.beliefs.roll(1), surprise=found.surprise.roll(1)), W.x, anchor=.5)
     a.look(1)
     b.restore({name: value.clone() for name, value in a.tensors().items()})
     assert all(torch.equal(a.tensors()[name], b.tensors()[name]) for name in a.tensors())
-    b.look(2)
+    for beliefs in (a, b): beliefs.look(3)
     assert torch.equal(a.odds, b.odds)
 
 

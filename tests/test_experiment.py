@@ -338,7 +338,7 @@ def test_a_configuration_comes_back_from_its_folder(go):
 def test_every_setting_reaches_the_estimator():
     other = {"epochs": 3, "lr": .5, "weight_decay": .5, "batch_size": 9,
              "words": .5, "pictures": .5, "apprentice": .5, "dropped": .5, "slope": .5, "start": "clip",
-             "moving": False, "adapter": False, "self_attention": False,
+             "anchor": .5, "adapter": False, "self_attention": False,
              "cross_attention": False, "inner": 12, "heads": 3, "trust": .5, "gamma": .5, "folds": 5, "seed": 5,
              "negatives": 7, "averaging": False, "naming": "frozen"}
     fields = {field.name for field in dataclasses.fields(Config)}

@@ -206,7 +206,7 @@ def test_new_classes(name):
 @pytest.mark.parametrize("name", ["proden", "rc", "cavl", "papi", "pop"])
 def test_fixed_beliefs_are_not_moved_by_a_rule_either(name):
     world = World()
-    est = made(name, moving=False, epochs=8).fit(world.x, world.sets, world.t, seen=world.seen)
+    est = made(name, anchor=1., epochs=8).fit(world.x, world.sets, world.t, seen=world.seen)
     assert torch.equal(est.beliefs_, uniform_prior(world.sets))
     assert not torch.equal(made(name).fit(world.x, world.sets, world.t, seen=world.seen).beliefs_, est.beliefs_)
 
