@@ -436,7 +436,7 @@ def _as_witnesses(plain: dict[str, float] | None) -> Witnesses | None:
 
 
 def _recalled(checkpoint: str | Path) -> Evidence | None:
-    "The evidence that a checkpoint holds."
+    "A frame for what a checkpoint holds: its witnesses, with beliefs and odds that `restore` fills in."
     tensors, plain = read_checkpoint(checkpoint)
     beliefs = tensors["beliefs"]
     witnesses = _as_witnesses(plain["notes"]["witnesses"])
